@@ -1,0 +1,44 @@
+# Two commands for newcomers: `make demo` and `make test`. Both set themselves up.
+PYTHON ?= python3
+# Exact versions of everything; empty for whatever pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: venv demo test test-long check lint fix bench
+
+venv: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "inspectd needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv \
+	  || { echo "the venv module is missing; install it, on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
+	@touch $@
+
+# The main job on rendered parts, or on yours in MVTec layout: make demo DATA=folder
+demo: $(INSTALLED)
+	$(BIN)/python -m demo $(if $(DATA),--data $(DATA))
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long
+
+check: lint test
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(INSTALLED)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+# Figures for docs/results.md; needs INSPECTD_DATA, a folder of categories in MVTec layout.
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.bench.results

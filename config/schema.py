@@ -1,0 +1,214 @@
+"""Every option: its name in the file, type, bounds, default and description. Frozen; unknown options are refused.
+
+The descriptions are the documentation: the sample file repeats them word for word.
+"""
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+
+
+def clean_name(text: str) -> str:
+    """Make any text a name: what is not a letter, digit, - or _ becomes -, and 32 characters are kept."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)[:32].strip("-") or "node"
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", text):
+        raise ValueError("is not a name. Use 1 to 32 letters, digits, - and _, without spaces.")
+    return text
+
+
+def _topic_prefix(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}(/[A-Za-z0-9_-]{1,32}){0,5}", text):
+        raise ValueError(
+            "is not a topic prefix. Use 1 to 6 levels joined by single slashes, each of 1 to 32 letters, digits, "
+            '- and _, with no slash at either end and no wildcard + or #, like "plant/line1".',
+        )
+    return text
+
+
+def _host(text: str) -> str:
+    # An IPv6 address has two colons or more; a single one separates a port.
+    if not re.fullmatch(r"[^\s/]{1,253}", text) or text.count(":") == 1:
+        raise ValueError(
+            "is not a host. Give the name or address alone, without mqtt:// or spaces; the port is another option.",
+        )
+    return text
+
+
+def _from_folder(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise ValueError("is not a path. Name a file or folder, in quotes.")
+    if isinstance(value, str | Path):
+        return Path(info.context["folder"] if info.context else "", value)
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+"""1 to 32 letters, digits, - and _: fit for a topic level, a client id and a file name."""
+
+ConfiguredPath = Annotated[Path, BeforeValidator(_from_folder)]
+"""A path that starts at the `folder` of the validation context, unless it is absolute or there is no context."""
+
+
+class Section(BaseModel):
+    """What all sections share: nothing is converted in silence, nothing unknown is accepted, nothing changes."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Mqtt(Section):
+    """The broker and what is sent to it. The password is read with `load.read_password`, and never kept here."""
+
+    host: Annotated[str, AfterValidator(_host)] = Field(description="Name or address of the MQTT broker.")
+    port: int = Field(default=1883, ge=1, le=65535, description="TCP port of the broker.")
+    topic_prefix: Annotated[str, AfterValidator(_topic_prefix)] = Field(
+        default="inspectd",
+        description="First levels of every topic, 1 to 6 joined by slashes; the name of the station follows them.",
+    )
+    protocol: Literal["auto", "5", "3.1.1"] = Field(
+        default="auto",
+        description='MQTT version: "5", "3.1.1", or "auto" for 5 with a fall back to 3.1.1.',
+    )
+    username: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="User name of the broker account; without it the daemon signs in anonymously.",
+    )
+    password_file: ConfiguredPath | None = Field(
+        default=None,
+        description="File with the password of that account; default: the systemd credential mqtt_password, if there.",
+    )
+    keepalive_s: int = Field(
+        default=10,
+        ge=5,
+        le=3600,
+        description="Seconds between signs of life; the broker reports the daemon lost after 1.5 times this.",
+    )
+    overlays: Literal["rejects", "all", "none"] = Field(
+        default="rejects",
+        description='Parts of which an overlay picture is sent: "rejects" (all that did not pass), "all" or "none".',
+    )
+    overlay_side: int = Field(
+        default=512,
+        ge=64,
+        le=2048,
+        description="Length of the longer side of overlay pictures, in pixels.",
+    )
+    actuation_ttl_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="Seconds after which a message to the reject gate is too old to act on.",
+    )
+    max_packet_bytes: int = Field(
+        default=1_000_000,
+        ge=4096,
+        le=268_435_455,
+        description="Largest MQTT packet that is sent, in bytes; pictures are shrunk to fit.",
+    )
+
+    @field_validator("password_file")
+    @classmethod
+    def _belongs_to_a_user(cls, file: Path | None, info: ValidationInfo) -> Path | None:
+        # A username that is itself at fault is absent from the data; one fault is enough then.
+        if file is not None and info.data.get("username", "") is None:
+            raise ValueError(f'names {file}, but there is no user. Add username = "…" to [mqtt] or take the file away.')
+        return file
+
+
+class FolderSource(Section):
+    """Parts arrive as image files in a folder."""
+
+    type: Literal["folder"] = Field(description='Where images come from: "folder" watches a folder for image files.')
+    path: ConfiguredPath = Field(description="Folder to watch; each station has its own.")
+    settle_ms: int = Field(
+        default=200,
+        ge=0,
+        le=60_000,
+        description="Milliseconds for which a file must stay unchanged before it is read.",
+    )
+    give_up_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="Seconds after which a file that cannot be read is given up with the outcome ERROR.",
+    )
+    rescan_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="Seconds between two listings of the folder, which find what file-system events missed.",
+    )
+
+
+Source = Annotated[FolderSource, Field(discriminator="type")]
+"""Every kind of source, told apart by `type`: `Annotated[FolderSource | Another, …]`."""
+
+
+class Station(Section):
+    """One place on the line where a part is looked at."""
+
+    name: Name = Field(description="Name of the station, as it appears in topics: letters, digits, - and _.")
+    model: ConfiguredPath = Field(description="Model folder of the station.")
+    source: Source = Field(description="Where the images of the station come from.")
+
+
+def _at_least_one(stations: tuple[Station, ...]) -> tuple[Station, ...]:
+    # pydantic's own `min_length` would count only stations without fault.
+    if not stations:
+        raise ValueError("without stations. Add a section [[station]].")
+    return stations
+
+
+class Settings(Section):
+    """The whole file. Made by `load.load`, which alone checks the stations against each other."""
+
+    node: Name = Field(
+        default_factory=lambda: clean_name(socket.gethostname()),
+        description="Name of this machine, different from every other on the broker; default: the host name.",
+    )
+    state_dir: ConfiguredPath = Field(
+        default=Path("state"),
+        description="Folder for what must outlive a restart; default: that of systemd, else state beside this file.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description='Where models run: "cpu", "cuda" (an NVIDIA GPU), or "auto" for a GPU if there is one.',
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="CPU threads for one inference; 0 leaves the choice to the library.",
+    )
+    mqtt: Mqtt = Field(description="The broker and what is sent to it.")
+    # A list is accepted because TOML has no other sequence; each station in it is strict all the same.
+    stations: Annotated[tuple[Station, ...], AfterValidator(_at_least_one)] = Field(
+        alias="station",
+        strict=False,
+        description="The stations, one section each.",
+    )
+
+
+def options(model: type[BaseModel] = Settings, above: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every section and option by its dotted key in the file (`mqtt`, `mqtt.port`, …), in the file's order."""
+    for name, field in model.model_fields.items():
+        key = above + (field.alias or name)
+        yield key, field
+        for inner in _models(field.annotation):
+            yield from options(inner, f"{key}.")
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)

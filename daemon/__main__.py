@@ -1,0 +1,5 @@
+"""`python -m daemon` is `inspectd`."""
+
+from daemon.cli import main
+
+main()

@@ -1,0 +1,76 @@
+"""Settings → objects. The only module that names every plug-in."""
+
+from pathlib import Path
+from typing import assert_never
+
+from calibration import store
+from calibration.calibration import Calibration
+from config import schema
+from config.load import read_password
+from daemon.outbox import Outbox
+from daemon.sinks.mqtt import Broker
+from daemon.sources.base import Source
+from daemon.sources.folder import FolderSource
+from detectors import artifact
+from detectors.base import ArtifactError, Detector
+
+CALIBRATION = "calibration.json"
+
+
+def build_source(station: schema.Station, outbox: Outbox) -> Source:
+    """Where the station's frames come from."""
+    match station.source:
+        case schema.FolderSource() as source:
+            return FolderSource(
+                station.name,
+                source.path,
+                concluded=outbox.concluded,
+                settle_ms=source.settle_ms,
+                give_up_s=source.give_up_s,
+                rescan_s=source.rescan_s,
+            )
+        case _ as unknown:
+            assert_never(unknown)
+
+
+def build_detector(folder: Path, device: str = "auto", threads: int = 0) -> Detector:
+    """Load the model in `folder` onto a device and run it once.
+
+    Raises:
+        ArtifactError: no usable model, or no such device.
+    """
+    manifest = artifact.read_manifest(folder)
+    match manifest.detector:
+        case "sk_rd4ad" | "rd4ad":
+            from detectors.devices import choose
+            from detectors.reverse_distillation.detector import load
+
+            detector = load(folder, manifest, choose(device, threads))
+            detector.warm_up()
+            return detector
+        case other:
+            raise ArtifactError(
+                f"{folder} was trained by the detector {other!r}, which this version does not know; "
+                "install the version that trained it, or train again"
+            )
+
+
+def load_calibration(folder: Path, detector: Detector) -> Calibration:
+    """The calibration beside a model.
+
+    Raises:
+        CalibrationError: none, torn, edited, or another model's.
+    """
+    return store.load(folder / CALIBRATION, detector.fingerprint)
+
+
+def build_broker(mqtt: schema.Mqtt) -> Broker:
+    """Where to publish, with the password read from its file."""
+    return Broker(
+        host=mqtt.host,
+        port=mqtt.port,
+        protocol=mqtt.protocol,
+        username=mqtt.username,
+        password=read_password(mqtt),
+        keepalive_s=mqtt.keepalive_s,
+    )

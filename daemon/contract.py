@@ -1,0 +1,218 @@
+"""What subscribers may rely on: topics, payloads and their versions. Pure: values in, messages out.
+
+Floats always print with a decimal point, integers never, and no value is null: where nothing was measured
+a score is -1.0. Every JSON payload has a fixed set of keys per schema version.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from daemon.messages import Outcome, Verdict
+
+NOT_MEASURED = -1.0
+PART_ID_IN_PLC = 32
+ACTUATION_LIMIT = 256
+"""Bytes; the smallest PLC clients have fixed buffers."""
+
+_RESULT_STATE = {Outcome.PASS: 1, Outcome.FAIL: 1, Outcome.UNCERTAIN: 1, Outcome.ERROR: 4}  # OPC 40100-1
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One MQTT publication. `expires_s` asks the broker to forget it (MQTT 5 only)."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = False
+    expires_s: int | None = None
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who speaks: constant for one run of one station."""
+
+    prefix: str
+    node: str
+    station: str
+    boot_id: str
+    model: str
+    model_sha256: str
+    calibration: str
+    fpr_target: float
+
+    def topic(self, leaf: str) -> str:
+        """The full topic of one of the station's leaves."""
+        return f"{self.prefix}/{self.station}/{leaf}"
+
+
+@dataclass(frozen=True, slots=True)
+class StationState:
+    """What `state` says. `state` is one of STATES; `camera` is "online" or "offline"."""
+
+    state: str
+    camera: str
+    last_frame_age_ms: int
+    mqtt_outbox: int
+    last_seq: int
+    uptime_s: int
+
+
+STATES = {"Preoperational": 1, "Error": 3, "Ready": 6, "ContinuousExecution": 8}
+"""OPC 40100-1 names and numbers of the states that a station can be in."""
+
+
+def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
+    """The record of one inspection, schema inspectd.verdict/1. `replayed` comes last; see `as_replayed`."""
+    capture, decision = verdict.capture, verdict.decision
+    threshold = decision.threshold
+    score = NOT_MEASURED if decision.score is None else decision.score / threshold
+    return _json(
+        {
+            "schema": "inspectd.verdict/1",
+            "id": capture.id,
+            "seq": verdict.seq,
+            "boot_id": identity.boot_id,
+            "node": identity.node,
+            "station": identity.station,
+            "ts": _iso(verdict.decided_at),
+            "ts_ms": _epoch_ms(verdict.decided_at),
+            "capture_ts": _iso(capture.captured_at),
+            "capture_ts_ms": _epoch_ms(capture.captured_at),
+            "ts_source": "file_mtime",
+            "verdict": decision.outcome.name,
+            "verdict_code": decision.outcome.value,
+            "result_state": _RESULT_STATE[decision.outcome],
+            "reject": decision.outcome is not Outcome.PASS,
+            "reason": decision.reason.name.lower(),
+            "reason_code": decision.reason.value,
+            "detail": decision.detail[:200],
+            "score": _float(score),
+            "threshold": 1.0,
+            "margin": _float(1.0 - score if decision.score is not None else NOT_MEASURED),
+            "score_raw": _float(NOT_MEASURED if decision.score is None else decision.score),
+            "threshold_raw": _float(threshold),
+            "p_value": _float(NOT_MEASURED if decision.p_value is None else decision.p_value),
+            "part_id": capture.part_id,
+            "model": identity.model,
+            "model_sha256": identity.model_sha256[:12],
+            "calibration": identity.calibration,
+            "fpr_target": _float(identity.fpr_target),
+            "latency_ms": {
+                "queue": _float(verdict.latency.queue, 3),
+                "infer": _float(verdict.latency.infer, 3),
+                "total": _float(verdict.latency.total, 3),
+            },
+            "source": capture.origin,
+            "replayed": False,
+        }
+    )
+
+
+def as_replayed(payload: bytes) -> bytes:
+    """The same record, marked as one that waited for a broker."""
+    return payload.removesuffix(b'"replayed":false}') + b'"replayed":true}'
+
+
+def encode_actuation(identity: Identity, verdict: Verdict, ttl_s: float) -> Message:
+    """What the reject gate acts on, schema inspectd.plc/1: at most 256 bytes, never retained, never replayed."""
+    decision = verdict.decision
+    score = NOT_MEASURED if decision.score is None else decision.score / decision.threshold
+    part_id = verdict.capture.part_id[:PART_ID_IN_PLC]
+    content = {
+        "c": decision.outcome.value,
+        "r": decision.outcome is not Outcome.PASS,
+        "s": verdict.seq,
+        "t": _epoch_ms(verdict.decided_at),
+        "sc": _float(score, 3),
+        "tr": "",
+        "p": part_id,
+        "v": 1,
+    }
+    return Message(identity.topic("plc"), _json(content), expires_s=max(1, round(ttl_s)))
+
+
+def encode_status(identity: Identity, *, online: bool, reason: str, at: datetime) -> Message:
+    """Retained presence, schema inspectd.status/1; with reason "lost" it is the last will."""
+    content = {
+        "schema": "inspectd.status/1",
+        "online": online,
+        "reason": reason,
+        "node": identity.node,
+        "boot_id": identity.boot_id,
+        "ts_ms": _epoch_ms(at),
+    }
+    return Message(identity.topic("status"), _json(content), retain=True)
+
+
+def encode_state(identity: Identity, state: StationState, at: datetime) -> Message:
+    """Retained condition with a heartbeat, schema inspectd.state/1."""
+    content = {
+        "schema": "inspectd.state/1",
+        "state": state.state,
+        "state_no": STATES[state.state],
+        "ready": state.state in ("Ready", "ContinuousExecution"),
+        "model": identity.model,
+        "calibration": identity.calibration,
+        "camera": state.camera,
+        "last_frame_age_ms": state.last_frame_age_ms,
+        "mqtt_outbox": state.mqtt_outbox,
+        "last_seq": state.last_seq,
+        "uptime_s": state.uptime_s,
+        "ts_ms": _epoch_ms(at),
+    }
+    return Message(identity.topic("state"), _json(content), retain=True)
+
+
+def record(identity: Identity, payload: bytes) -> Message:
+    """A stored verdict as the message that must arrive."""
+    return Message(identity.topic("verdict"), payload)
+
+
+def last(identity: Identity, payload: bytes) -> Message:
+    """The newest verdict, retained for those who come late."""
+    return Message(identity.topic("last"), payload, retain=True, expires_s=3600)
+
+
+def overlay(identity: Identity, jpeg: bytes) -> Message:
+    """The picture of a verdict; may be lost."""
+    return Message(identity.topic("image/overlay"), jpeg, qos=0, expires_s=60, content_type="image/jpeg")
+
+
+def encode_picture_comment(verdict: Verdict) -> bytes:
+    """What a picture carries in its JPEG comment, so that it can be matched without MQTT 5."""
+    decision = verdict.decision
+    score = NOT_MEASURED if decision.score is None else decision.score / decision.threshold
+    return _json(
+        {
+            "id": verdict.capture.id,
+            "seq": verdict.seq,
+            "part_id": verdict.capture.part_id,
+            "ts_ms": _epoch_ms(verdict.decided_at),
+            "score": _float(score),
+            "scale_lo": 0.5,
+            "scale_hi": 2.0,
+            "kind": "overlay",
+        }
+    )
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _float(value: float, digits: int = 6) -> float:
+    """Round so that the shortest decimal form has a point and no exponent."""
+    value = round(float(value), digits)
+    return value if abs(value) >= 1e-4 else round(value, 4)  # noqa: PLR2004 -- below it repr turns to 1e-05
+
+
+def _iso(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _epoch_ms(at: datetime) -> int:
+    return int(at.timestamp() * 1000)

@@ -1,0 +1,53 @@
+"""What a station knows of itself: the content of its `state` message and of the service's status line."""
+
+import time
+from collections import Counter
+from threading import Lock
+
+from daemon.contract import StationState
+from daemon.messages import Outcome
+
+
+class StationHealth:
+    """Counters and conditions of one station. Any thread may report; any may ask."""
+
+    def __init__(self, station: str, last_seq: int) -> None:
+        self.station = station
+        self._started = self._last_frame = time.monotonic()
+        self._camera: bool | None = None
+        self._outcomes: Counter[Outcome] = Counter()
+        self._last_seq = last_seq
+        self._lock = Lock()
+
+    def source_is(self, *, available: bool) -> None:
+        """The camera or folder can, or cannot, be read."""
+        self._camera = available
+
+    def frame_arrived(self) -> None:
+        """A part was seen."""
+        self._last_frame = time.monotonic()
+
+    def concluded(self, seq: int, outcome: Outcome) -> None:
+        """A part got its verdict."""
+        with self._lock:
+            self._outcomes[outcome] += 1
+            self._last_seq = seq
+
+    def state(self, waiting_verdicts: int) -> StationState:
+        """The station's condition now."""
+        now = time.monotonic()
+        state = {None: "Preoperational", False: "Error", True: "ContinuousExecution"}[self._camera]
+        return StationState(
+            state=state,
+            camera="online" if self._camera else "offline",
+            last_frame_age_ms=int((now - self._last_frame) * 1000),
+            mqtt_outbox=waiting_verdicts,
+            last_seq=self._last_seq,
+            uptime_s=int(now - self._started),
+        )
+
+    def summary(self) -> str:
+        """One line for `systemctl status`."""
+        with self._lock:
+            counted = ", ".join(f"{self._outcomes[o]} {o.name}" for o in Outcome if self._outcomes[o]) or "no part yet"
+        return f"{self.station}: {counted}" + ("" if self._camera else " (source offline)")

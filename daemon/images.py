@@ -1,0 +1,106 @@
+"""Files of images → pixels. The daemon, training, calibration and evaluation read through here and see the same.
+
+PNG, JPEG, BMP and TIFF, 8 or 16 bits a channel; of several pages, the first. Pillow decodes them all: it reads sizes
+before pixels, honours EXIF, and refuses a JPEG that was cut off, which OpenCV completes with grey.
+"""
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import ImageOps, UnidentifiedImageError
+
+from detectors.base import Image
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+"""Extensions of files worth opening, in lower case."""
+
+MAX_SIDE = 16_384
+"""Pixels; more on a side is refused before anything is decoded."""
+
+MAX_PIXELS = 100_000_000
+"""Width times height; more is refused before anything is decoded."""
+
+MAX_BYTES = 8 * MAX_PIXELS
+"""The largest file: four channels of 16 bits for each pixel allowed. More is refused before anything is read."""
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_START_OF_JPEG, _START_OF_SCAN, _END_OF_JPEG = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+
+Pillow.MAX_IMAGE_PIXELS = None  # its own limit would speak before ours does, in words for a programmer
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is said by an exception, not on stderr
+
+
+class UndecodableError(Exception):
+    """These bytes are no image that can be judged. The message is the reason, in words for an operator."""
+
+
+def read(path: Path) -> Image:
+    """Read an image file.
+
+    Raises:
+        UndecodableError: it is no whole image, or too large a one.
+        OSError: the file is missing or may not be read.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise UndecodableError(f"the file is larger than the limit of {MAX_BYTES} bytes")
+    return decode(path.read_bytes())
+
+
+def decode(data: bytes) -> Image:
+    """Turn the bytes of an image file into H×W×3 uint8 RGB, upright, writable.
+
+    Every image is treated by the same fixed rules, never by its own contents:
+        16 bits become 8 by their high byte, so 0…65535 fills 0…255 (a 12-bit camera must fill the upper bits);
+        grey is repeated in the three channels, palettes are looked up;
+        alpha is dropped, for the colours underneath are what the camera saw, and any backdrop would be invented;
+        EXIF orientation is applied.
+
+    Raises:
+        UndecodableError: the data is empty, cut off, too large, damaged, or something else than an image.
+    """
+    if not data:
+        raise UndecodableError("the file is empty: was its transfer interrupted?")
+    try:
+        with Pillow.open(BytesIO(data), formats=_FORMATS) as picture:
+            _check_header(picture)
+            picture.load()
+            _check_end(data)
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _pixels(picture)
+    except (UndecodableError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise UndecodableError("not a PNG, JPEG, BMP or TIFF image, or cut off inside its header") from None
+    except Exception as error:  # Pillow raises whatever its parsers stumble upon; the bytes are at fault
+        raise UndecodableError(f"the image is damaged or cut off: {error}") from error
+
+
+def _check_header(picture: Pillow.Image) -> None:
+    width, height = picture.size
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
+        limit = f"1 to {MAX_SIDE} pixels a side and {MAX_PIXELS} in all"
+        raise UndecodableError(f"the image is {width}×{height} pixels; the limit is {limit}")
+    if picture.mode in {"I", "F"}:
+        raise UndecodableError("the image has 32 bits a channel; let the camera save 8 or 16")
+
+
+def _check_end(data: bytes) -> None:
+    """Refuse a JPEG whose tail is there but was never written: its zeros would pass for flat grey.
+
+    An end marker ahead of the last scan is a thumbnail's. Inside a scan neither marker can occur.
+    """
+    if data.startswith(_START_OF_JPEG) and data.rfind(_END_OF_JPEG) < data.rfind(_START_OF_SCAN):
+        raise UndecodableError("the image is cut off: the JPEG has no end marker. Was its transfer interrupted?")
+
+
+def _pixels(picture: Pillow.Image) -> Image:
+    if picture.mode.startswith("I;16"):  # Pillow takes the high byte of 16-bit colour, but clips 16-bit grey
+        grey = (np.asarray(picture) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    if picture.mode != "RGB":
+        picture.info.pop("transparency", None)
+        picture = picture.convert("RGB")
+    return np.array(picture)

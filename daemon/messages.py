@@ -1,0 +1,93 @@
+"""What flows through the daemon. Frozen values; whoever holds one may keep it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from detectors.base import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Where and when a part was seen.
+
+    `id` is a ULID given once when the part is claimed; its verdict carries the same one, however often
+    the daemon is restarted in between. `captured_at` is UTC; `seen_at` is `time.monotonic()` seconds.
+    """
+
+    id: str
+    station: str
+    part_id: str
+    captured_at: datetime
+    seen_at: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One capture with its pixels."""
+
+    capture: Capture
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """One capture whose pixels cannot be had, and why, in words for an operator."""
+
+    capture: Capture
+    reason: str
+
+
+class Outcome(Enum):
+    """What the line is told. The value is the `verdict_code`, numbered as OPC 40001-101 ResultEvaluation."""
+
+    ERROR = 0
+    PASS = 1
+    FAIL = 2
+    UNCERTAIN = 3
+
+
+class Reason(Enum):
+    """Why an outcome is not PASS. The value is the `reason_code`; numbers are never reused."""
+
+    NONE = 0
+    SCORE_ABOVE_THRESHOLD = 100
+    DECODE_FAILED = 304
+    MODEL_ERROR = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is decided about one part, and on what grounds.
+
+    `score` and `threshold` are in the detector's units; `p_value` is the share of calibration normals at least as
+    anomalous, (1 + #)/(n + 1). `score` and `p_value` are None where nothing could be measured.
+    """
+
+    outcome: Outcome
+    reason: Reason
+    detail: str
+    score: float | None
+    p_value: float | None
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Where the time of one part went, in milliseconds: waiting, in the detector, and from capture to decision."""
+
+    queue: float
+    infer: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision with its place in the record: `seq` counts a station's verdicts from 1 without a gap."""
+
+    seq: int
+    capture: Capture
+    decision: Decision
+    decided_at: datetime
+    latency: Latency

@@ -1,0 +1,252 @@
+"""The stages between source and outbox: plain functions, one per thread, ended by the closing of their input.
+
+acquire ─Frame→ inspect ─Concluded→ record ─→ outbox, source, pictures
+                   └─ actuation, at once
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from threading import Event
+from typing import Protocol
+
+import structlog
+
+from calibration.calibration import Calibration
+from daemon import contract, judgement, overlay
+from daemon.channel import Channel, ClosedError
+from daemon.contract import Identity, Message
+from daemon.health import StationHealth
+from daemon.messages import Capture, Decision, Frame, Latency, Outcome, Reason, Unreadable, Verdict
+from daemon.outbox import Entry, Outbox, OutboxError
+from daemon.sources.base import Source, SourceUnavailableError
+from detectors.base import Detector, Image, Prediction
+
+RETRY_S = (0.5, 10.0)
+PICTURE_INTERVAL_S = 0.5
+
+log = structlog.get_logger()
+
+
+class Sink(Protocol):
+    """What the stages need of a station's MQTT session."""
+
+    def actuate(self, message: Message) -> None:
+        """Tell the reject gate, now or never."""
+
+    def notify(self) -> None:
+        """The outbox has something new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """All that one station consists of while it runs."""
+
+    identity: Identity
+    source: Source
+    detector: Detector
+    calibration: Calibration
+    sink: Sink
+    health: StationHealth
+    actuation_ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """A verdict on its way into the record, with what a picture of it needs."""
+
+    verdict: Verdict
+    image: Image | None
+    prediction: Prediction | None
+
+
+def acquire(station: Station, frames: Channel[Frame | Unreadable], stop: Event) -> None:
+    """Bring frames in until `stop`; an absent source is waited for, said once, and shown in the state."""
+    retry_s = RETRY_S[0]
+    name = station.identity.station
+    complaint = ""
+    while not stop.is_set():
+        try:
+            arriving = station.source.frames(stop)
+            station.health.source_is(available=True)
+            for item in arriving:
+                retry_s, complaint = RETRY_S[0], ""
+                station.health.frame_arrived()
+                frames.put(item)
+        except SourceUnavailableError as error:
+            station.health.source_is(available=False)
+            station.sink.notify()
+            if str(error) != complaint:
+                log.warning("source unavailable; waiting for it", station=name, reason=str(error))
+            complaint = str(error)
+            stop.wait(retry_s)
+            retry_s = min(RETRY_S[1], 2 * retry_s)
+        except ClosedError:
+            return
+
+
+def inspect(
+    frames: Channel[Frame | Unreadable],
+    stations: Mapping[str, Station],
+    concluded: Channel[Concluded],
+    batch: int,
+    last_seq: Mapping[str, int],
+) -> None:
+    """Judge what arrives and tell the reject gate at once. Owns the detectors; closes `concluded` at the end."""
+    numbers = dict(last_seq)
+    try:
+        for items in frames.batches(batch):
+            for name, station in stations.items():
+                mine = [item for item in items if item.capture.station == name]
+                for item, decision, prediction, taken_at, inferred_ms in _judge(mine, station):
+                    numbers[name] += 1
+                    verdict = _conclude(item.capture, decision, numbers[name], taken_at, inferred_ms)
+                    actuation = contract.encode_actuation(station.identity, verdict, station.actuation_ttl_s)
+                    station.sink.actuate(actuation)
+                    image = item.image if isinstance(item, Frame) else None
+                    concluded.put(Concluded(verdict, image, prediction))
+    except ClosedError:  # the recording stage has ended, and says why itself
+        return
+    finally:
+        frames.close()
+        concluded.close()
+
+
+def record(
+    concluded: Channel[Concluded],
+    stations: Mapping[str, Station],
+    outbox: Outbox,
+    pictures: Channel[Concluded],
+    stop: Event,
+) -> None:
+    """Make verdicts durable, several in a commit, then let go of their frames. Closes `pictures` at the end.
+
+    While the disk refuses, the stage waits and so holds the line's back-pressure; nothing is let go of.
+    """
+    settled: list[str] = []
+    try:
+        for batch in concluded.batches(32):
+            entries = [_entry(item.verdict, stations[item.verdict.capture.station].identity) for item in batch]
+            if not _keep(outbox, entries, settled, stop):
+                return
+            settled = []
+            for item in batch:
+                capture, decision = item.verdict.capture, item.verdict.decision
+                station = stations[capture.station]
+                station.health.concluded(item.verdict.seq, decision.outcome)
+                station.sink.notify()
+                unreadable = decision.reason is Reason.DECODE_FAILED
+                station.source.settle(capture, decision.detail if unreadable else None)
+                settled.append(capture.id)
+                _tell(item.verdict)
+                pictures.put(item)
+    finally:
+        concluded.close()
+        pictures.close()
+
+
+def illustrate(
+    pictures: Channel[Concluded],
+    stations: Mapping[str, Station],
+    show: Callable[[Message], None],
+    *,
+    wanted: Sequence[Outcome],
+    side: int,
+    limit_bytes: int,
+) -> None:
+    """Render overlays off the inspecting thread, at most two a second and station; late ones are dropped."""
+    shown: dict[str, float] = dict.fromkeys(stations, 0.0)
+    for (item,) in pictures.batches(1):
+        name = item.verdict.capture.station
+        now = time.monotonic()
+        if item.verdict.decision.outcome not in wanted or now - shown[name] < PICTURE_INTERVAL_S:
+            continue
+        shown[name] = now
+        comment = contract.encode_picture_comment(item.verdict)
+        jpeg = overlay.fit_jpeg(picture_of(item, side), comment, limit_bytes)
+        if jpeg is not None:
+            show(contract.overlay(stations[name].identity, jpeg))
+
+
+def picture_of(item: Concluded, side: int) -> Image:
+    """The overlay of one verdict."""
+    decision, capture = item.verdict.decision, item.verdict.capture
+    if decision.score is None or decision.p_value is None:
+        detail = decision.detail
+    else:
+        detail = f"score {decision.score / decision.threshold:.2f} × threshold · p {decision.p_value:.3f}"
+    caption = overlay.Caption(decision.outcome, f"{capture.station} · {capture.part_id}", detail)
+    anomaly_map = item.prediction.anomaly_map if item.prediction else None
+    return overlay.render(item.image, anomaly_map, decision.threshold, caption, side)
+
+
+_Judged = tuple[Frame | Unreadable, Decision, Prediction | None, float, float]
+
+
+def _judge(items: Sequence[Frame | Unreadable], station: Station) -> list[_Judged]:
+    """Judge some frames of one station together, in their order."""
+    taken_at = time.monotonic()
+    images = [item.image for item in items if isinstance(item, Frame)]
+    failure = ""
+    predictions: list[Prediction] = []
+    try:
+        predictions = station.detector.predict(images)
+    except RuntimeError as error:  # torch's word for whatever went wrong inside: the parts still get their verdicts
+        failure = str(error)[:200]
+        log.warning("the detector failed", station=station.identity.station, reason=failure)
+    inferred_ms = (time.monotonic() - taken_at) * 1000 / max(1, len(images))
+    judged: list[_Judged] = []
+    upcoming = iter(predictions)
+    for item in items:
+        prediction = None
+        if isinstance(item, Unreadable):
+            decision = judgement.refuse(Reason.DECODE_FAILED, item.reason, station.calibration)
+        elif failure:
+            decision = judgement.refuse(Reason.MODEL_ERROR, failure, station.calibration)
+        else:
+            prediction = next(upcoming)
+            decision = judgement.judge(prediction, station.calibration)
+        judged.append((item, decision, prediction, taken_at, inferred_ms))
+    return judged
+
+
+def _conclude(capture: Capture, decision: Decision, seq: int, taken_at: float, inferred_ms: float) -> Verdict:
+    queue_ms = (taken_at - capture.seen_at) * 1000
+    decided_at = datetime.now(UTC)
+    total_ms = (decided_at - capture.captured_at).total_seconds() * 1000
+    return Verdict(seq, capture, decision, decided_at, Latency(queue_ms, inferred_ms, total_ms))
+
+
+def _entry(verdict: Verdict, identity: Identity) -> Entry:
+    payload = contract.encode_verdict(identity, verdict)
+    return Entry(identity.station, verdict.seq, verdict.capture.id, payload)
+
+
+def _keep(outbox: Outbox, entries: Sequence[Entry], settled: Sequence[str], stop: Event) -> bool:
+    """Keep entries however long the disk takes; False if asked to stop while it still refuses."""
+    retry_s = RETRY_S[0]
+    while True:
+        try:
+            outbox.keep(entries, settled)
+        except OutboxError as error:
+            log.warning("the record cannot be written; the line is held until it can", reason=str(error))
+            if stop.wait(retry_s):
+                return False
+            retry_s = min(RETRY_S[1], 2 * retry_s)
+        else:
+            return True
+
+
+def _tell(verdict: Verdict) -> None:
+    decision, capture = verdict.decision, verdict.capture
+    log.info(
+        "verdict",
+        station=capture.station,
+        part=capture.part_id,
+        id=capture.id,
+        seq=verdict.seq,
+        verdict=decision.outcome.name,
+        score=None if decision.score is None else round(decision.score / decision.threshold, 3),
+        **({"reason": decision.detail} if decision.detail else {}),
+    )

@@ -1,0 +1,1 @@
+"""A small production line to try inspectd on: parts rendered on the spot, good ones and bad ones."""

@@ -1,0 +1,9 @@
+"""Image → prediction.
+
+What lives here: anomaly detectors, their training, and the model folders they are kept in. torch lives here
+and only here. What may not: files of images, thresholds, messages; a detector knows neither the daemon
+nor the calibration.
+
+To add one: write `detectors/NAME.py` (or a folder) with a class that satisfies `base.Detector`, and name it in
+`daemon/build.py`. `template.py` is the smallest example.
+"""

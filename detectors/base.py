@@ -1,0 +1,41 @@
+"""What every detector takes and gives. Imports numpy only, so that anyone can read these words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+"""H×W×3, red-green-blue, 0…255, upright. Whatever the file was, this is what a detector sees."""
+
+AnomalyMap = NDArray[np.float32]
+"""H×W at the detector's own resolution; distance from good per pixel, raw, never clamped or normalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a detector says of one image.
+
+    `anomaly_score` is in the units of `anomaly_map` (the score of the detectors here is the map's maximum),
+    so that one threshold serves both.
+    """
+
+    anomaly_score: float
+    anomaly_map: AnomalyMap
+
+
+class Detector(Protocol):
+    """Judges images. Called from one thread at a time."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever weights, preprocessing or scoring change; a calibration is valid for one fingerprint."""
+
+    def predict(self, images: Sequence[Image]) -> list[Prediction]:
+        """Give one prediction per image, in their order. Images may differ in size; an empty list gives one."""
+
+
+class ArtifactError(Exception):
+    """A model folder that is missing, torn, edited or made for something else. The message says which and why."""

@@ -1,0 +1,38 @@
+"""Images as files give them → the tensor a teacher expects. The one resize of training, calibration and running."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from detectors.base import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """Resize to `size`×`size` (aspect not kept), scale to 0…1, normalise by channel.
+
+    The resize is bilinear with antialiasing on 8-bit values, equal to Pillow's bit for bit, which is what
+    RD4AD was published with; any other resize gives visibly other scores.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def resize(self, images: Iterable[Image]) -> Tensor:
+        """N images H×W×3 of any sizes → N×3×size×size uint8."""
+        resized = [self._resize(image) for image in images]
+        return torch.cat(resized) if resized else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """N×3×size×size uint8 → the same in float32, on the same device."""
+        mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
+
+    def _resize(self, image: Image) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # channels-last in memory
+        return functional.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)

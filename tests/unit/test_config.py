@@ -1,0 +1,489 @@
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import config
+from config.load import ConfigError, load, read_password
+from config.schema import FolderSource, Mqtt, clean_name, options
+
+SAMPLE = Path(config.__file__).parent / "inspectd.toml"
+OPTION = re.compile(r"(# )?([a-z_]+) = \S.*")
+SMALLEST = """
+[mqtt]
+host = "127.0.0.1"
+port = 1883
+topic_prefix = "plant/line1"
+
+[[station]]
+name = "cam1"
+model = "models/screw"
+[station.source]
+type = "folder"
+path = "incoming"
+"""
+SECOND_STATION = """
+[[station]]
+name = "cam2"
+model = "models/screw"
+[station.source]
+type = "folder"
+path = "incoming2"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "line1" / "inspectd.toml"
+    file.parent.mkdir()
+    file.write_text(SMALLEST)
+    return file
+
+
+def faults(file: Path, content: str | bytes | None = None, environ: dict[str, str] | None = None) -> list[str]:
+    if content is not None:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ConfigError) as caught:
+        load(file, environ or {})
+    return str(caught.value).splitlines()
+
+
+def replaced(old: str, new: str, text: str = SMALLEST) -> str:
+    assert old in text
+    return text.replace(old, new)
+
+
+@contextmanager
+def an_ordinary_user() -> Iterator[None]:
+    """Root may read everything, so that a refusal takes another user."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_the_smallest_configuration_has_all_defaults(file: Path) -> None:
+    settings = load(file, {})
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,32}", settings.node)
+    assert (settings.device, settings.threads) == ("auto", 0)
+    assert settings.mqtt == Mqtt(host="127.0.0.1", topic_prefix="plant/line1")
+    assert (settings.mqtt.port, settings.mqtt.protocol, settings.mqtt.keepalive_s) == (1883, "auto", 10)
+    assert (settings.mqtt.username, settings.mqtt.password_file) == (None, None)
+    assert (settings.mqtt.overlays, settings.mqtt.overlay_side) == ("rejects", 512)
+    assert (settings.mqtt.actuation_ttl_s, settings.mqtt.max_packet_bytes) == (2.0, 1_000_000)
+    (station,) = settings.stations
+    assert station.name == "cam1"
+    assert station.source == FolderSource(
+        type="folder",
+        path=file.parent / "incoming",
+        settle_ms=200,
+        give_up_s=10,
+        rescan_s=5,
+    )
+
+
+def test_relative_paths_start_at_the_folder_of_the_file(file: Path, tmp_path: Path) -> None:
+    settings = load(file, {})
+    assert settings.state_dir == tmp_path / "line1" / "state"
+    assert settings.stations[0].model == tmp_path / "line1" / "models" / "screw"
+    assert settings.stations[0].source.path == tmp_path / "line1" / "incoming"
+
+
+def test_absolute_paths_stay_as_they_are(file: Path) -> None:
+    file.write_text(replaced('"incoming"', '"/srv/incoming"'))
+    assert load(file, {}).stations[0].source.path == Path("/srv/incoming")
+
+
+def test_a_relative_name_of_the_file_gives_absolute_paths() -> None:
+    settings = load(Path(os.path.relpath(SAMPLE)), {})
+    assert settings.stations[0].source.path.is_absolute()
+
+
+def test_settings_cannot_be_changed(file: Path) -> None:
+    settings = load(file, {})
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.threads = 3  # type: ignore[misc]
+
+
+def test_two_stations_with_folders_of_their_own_are_valid(file: Path) -> None:
+    file.write_text(SMALLEST + SECOND_STATION)
+    assert [station.name for station in load(file, {}).stations] == ["cam1", "cam2"]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(file: Path) -> None:
+    plain = load(file, {})
+    file.write_bytes(b"\xef\xbb\xbf" + SMALLEST.replace("\n", "\r\n").encode())
+    assert load(file, {}) == plain
+
+
+@given(st.text())
+def test_any_host_name_becomes_a_valid_node(host_name: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,32}", clean_name(host_name))
+
+
+def test_a_host_name_that_is_a_name_is_kept() -> None:
+    assert clean_name("edge-7_b") == "edge-7_b"
+    assert clean_name("edge7.plant.example") == "edge7-plant-example"
+
+
+def test_the_state_folder_comes_from_systemd_unless_the_file_names_one(file: Path) -> None:
+    environ = {"STATE_DIRECTORY": "/var/lib/inspectd:/var/lib/other"}
+    assert load(file, environ).state_dir == Path("/var/lib/inspectd")
+    file.write_text('state_dir = "/srv/state"\n' + SMALLEST)
+    assert load(file, environ).state_dir == Path("/srv/state")
+
+
+def test_the_password_comes_from_the_systemd_credential(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mqtt_password").write_text("opensesame\n")
+    file.write_text(replaced("port = 1883", 'username = "line1"'))
+    mqtt = load(file, {"CREDENTIALS_DIRECTORY": str(tmp_path)}).mqtt
+    assert mqtt.password_file == tmp_path / "mqtt_password"
+    assert read_password(mqtt) == "opensesame"
+
+
+def test_a_credentials_folder_without_the_password_changes_nothing(file: Path, tmp_path: Path) -> None:
+    assert load(file, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == load(file, {})
+
+
+def test_a_password_file_in_the_configuration_goes_before_the_credential(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mqtt_password").write_text("credential")
+    (file.parent / "secret").write_text("own")
+    file.write_text(replaced("port = 1883", 'username = "line1"\npassword_file = "secret"'))
+    assert read_password(load(file, {"CREDENTIALS_DIRECTORY": str(tmp_path)}).mqtt) == "own"
+
+
+def test_a_user_without_a_password_is_valid(file: Path) -> None:
+    file.write_text(replaced("port = 1883", 'username = "line1"'))
+    mqtt = load(file, {}).mqtt
+    assert mqtt.username == "line1"
+    assert read_password(mqtt) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "password"),
+    [(b"a b\n", "a b"), (b"a\n\n", "a\n"), (b"a\r\n", "a"), (b"a", "a"), ("\u00e4 ".encode(), "\u00e4 ")],
+)
+def test_a_password_loses_one_line_end_and_nothing_else(tmp_path: Path, content: bytes, password: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(content)
+    assert read_password(Mqtt(host="broker", username="u", password_file=secret)) == password
+
+
+def test_the_password_is_never_shown(file: Path) -> None:
+    (file.parent / "secret").write_text("opensesame")
+    file.write_text(replaced("port = 1883", 'username = "line1"\npassword_file = "secret"'))
+    settings = load(file, {})
+    assert read_password(settings.mqtt) == "opensesame"
+    assert "opensesame" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+def test_a_password_written_into_the_configuration_is_refused_without_repeating_it(file: Path) -> None:
+    (fault,) = faults(file, replaced("port = 1883", 'username = "line1"\npassword = "opensesame"'))
+    assert "mqtt.password: is not an option" in fault
+    assert '"password_file"' in fault
+    assert "opensesame" not in fault
+
+
+def test_a_password_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"nowhere: mqtt.password_file: cannot be read \(No such file.*Put the password"
+    ):
+        read_password(Mqtt(host="broker", username="u", password_file=tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"\xff\xfe", "UTF-8"), (b"\n", "is empty"), (b"", "is empty")])
+def test_a_password_file_without_a_password_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{secret}: mqtt.password_file: .*{words}"):
+        read_password(Mqtt(host="broker", username="u", password_file=secret))
+
+
+def test_a_missing_file_is_named_with_a_cure(tmp_path: Path) -> None:
+    (fault,) = faults(tmp_path / "nowhere.toml")
+    assert fault.startswith(f"{tmp_path / 'nowhere.toml'}: there is no such file. Check the path")
+
+
+def test_a_folder_instead_of_a_file_is_named_with_a_cure(tmp_path: Path) -> None:
+    (fault,) = faults(tmp_path)
+    assert fault == f"{tmp_path}: is a folder. Name the file in it, like {tmp_path / 'inspectd.toml'}."
+
+
+def test_a_file_that_may_not_be_read_is_named_with_a_cure(file: Path) -> None:
+    file.chmod(0)
+    with an_ordinary_user():
+        (fault,) = faults(file)
+    assert fault == f"{file}: may not be read by this user. Give the user the right to read it."
+
+
+def test_a_name_that_the_disk_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
+    (fault,) = faults(tmp_path / ("x" * 300))
+    assert "cannot be read (File name too long)" in fault
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_its_line(file: Path) -> None:
+    (fault,) = faults(file, b'# one\nnode = "m\xfcller"\n')
+    assert fault == f"{file}, line 2: is not UTF-8 text. Save the file as UTF-8."
+
+
+def test_broken_toml_is_refused_with_its_line_and_column(file: Path) -> None:
+    (fault,) = faults(file, replaced('host = "127.0.0.1"', "host = 127.0.0.1"))
+    assert fault.startswith(f"{file}, line 3, column 13: is not TOML: ")
+    assert "text stands in quotes" in fault
+
+
+def test_broken_toml_at_the_end_of_the_file_says_so(file: Path) -> None:
+    (fault,) = faults(file, SMALLEST + 'note = """')
+    assert fault.startswith(f"{file}, end of document: is not TOML: ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "cure"),
+    [
+        ("[mqtt]", '[mqtt]\nhots = "x"', "mqtt.hots", 'is not an option. Did you mean "host"?'),
+        ("\n[mqtt]", "devcie = 1\n[mqtt]", "devcie", 'Did you mean "device"?'),
+        ("\n[mqtt]", "keepalive = 3\n[mqtt]", "keepalive", 'Did you mean "keepalive_s", which belongs under [mqtt]?'),
+        ("\n[mqtt]", "settle_ms = 3\n[mqtt]", "settle_ms", "which belongs under [station.source]?"),
+        ("[mqtt]", "[mqtt]\nzzz = 1", "mqtt.zzz", "Take it away; known here: host, port,"),
+        ("[[station]]", "[[stations]]", "stations", 'Did you mean "station"?'),
+        ('"folder"', '"folder"\nfolder = 1', 'station[0].source.folder ("cam1")', "known here: type, path,"),
+        ("\n[mqtt]", 'node = "edge 7"\n[mqtt]', "node", '"edge 7" is not a name. Use 1 to 32 letters, digits'),
+        (
+            "\n[mqtt]",
+            "state_dir = 7\n[mqtt]",
+            "state_dir",
+            '7 is not text. Put the value in quotes, like state_dir = "',
+        ),
+        ("\n[mqtt]", 'device = "gpu"\n[mqtt]', "device", "\"gpu\" is not a choice. Write 'auto', 'cpu' or 'cuda'"),
+        ("\n[mqtt]", "threads = 1.5\n[mqtt]", "threads", "1.5 is not a whole number. Write digits alone"),
+        ("\n[mqtt]", "threads = -1\n[mqtt]", "threads", "-1 is out of range. Give a number of at least 0"),
+        ('host = "127.0.0.1"', "", "mqtt.host", 'is missing. Add a line "host = …" under [mqtt].'),
+        ('"127.0.0.1"', '"mqtt://broker"', "mqtt.host", "without mqtt://"),
+        ('"127.0.0.1"', '"broker:1883"', "mqtt.host", "the port is another option"),
+        ('"127.0.0.1"', '""', "mqtt.host", '"" is not a host'),
+        ('"127.0.0.1"', "true", "mqtt.host", "true is not text. Put the value in quotes"),
+        ("1883", '"1883"', "mqtt.port", '"1883" is not a whole number. Write digits alone, without quotes'),
+        ("1883", "true", "mqtt.port", "true is not a whole number"),
+        ("1883", "0", "mqtt.port", "0 is out of range. Give a number of at least 1 and at most 65535."),
+        ("1883", "65536", "mqtt.port", "65536 is out of range. Give a number of at least 1 and at most 65535."),
+        (
+            "port = 1883",
+            "protocol = 5",
+            "mqtt.protocol",
+            "5 is not a choice. Write 'auto', '5' or '3.1.1', with the quotes",
+        ),
+        ("port = 1883", 'username = ""', "mqtt.username", "is empty. Write at least 1 character"),
+        ("port = 1883", f'username = "{"u" * 257}"', "mqtt.username", "is too long. Use at most 256 characters."),
+        ("port = 1883", 'password_file = "p"', "mqtt.password_file", 'there is no user. Add username = "…" to [mqtt]'),
+        ("port = 1883", "keepalive_s = 4", "mqtt.keepalive_s", "at least 5 and at most 3600"),
+        ("port = 1883", 'overlays = "some"', "mqtt.overlays", "Write 'rejects', 'all' or 'none'"),
+        ("port = 1883", "overlay_side = 63", "mqtt.overlay_side", "at least 64 and at most 2048"),
+        ("port = 1883", "overlay_side = 2049", "mqtt.overlay_side", "at least 64 and at most 2048"),
+        ("port = 1883", "actuation_ttl_s = 0", "mqtt.actuation_ttl_s", "0 is out of range. Give a number above 0"),
+        ("port = 1883", "actuation_ttl_s = inf", "mqtt.actuation_ttl_s", "is not a number. Write one like 2.5"),
+        ("port = 1883", 'actuation_ttl_s = "2"', "mqtt.actuation_ttl_s", '"2" is not a number. Write one like 2.5'),
+        ("port = 1883", "max_packet_bytes = 10", "mqtt.max_packet_bytes", "at least 4096"),
+        ('name = "cam1"', 'name = "cam/1"', 'station[0].name ("cam/1")', "Use 1 to 32 letters, digits, - and _"),
+        ('name = "cam1"', "", "station[0].name", 'Add a line "name = …" under [[station]].'),
+        ('"models/screw"', '""', 'station[0].model ("cam1")', "is not a path. Name a file or folder"),
+        ('"models/screw"', r'"a\u0000"', 'station[0].model ("cam1")', "is not a path. Name a file or folder"),
+        ("path =", "pfad =", 'station[0].source.path ("cam1")', 'Add a line "path = …" under [station.source].'),
+        ('"folder"', '"camera"', 'station[0].source ("cam1")', "unknown type \"camera\". Write type = 'folder'"),
+        ('type = "folder"', "", 'station[0].source ("cam1")', 'has no type. Add a line like type = "folder"'),
+        ('"folder"', '"folder"\nsettle_ms = 60001', 'station[0].source.settle_ms ("cam1")', "at most 60000"),
+        ('"folder"', '"folder"\ngive_up_s = 0', 'station[0].source.give_up_s ("cam1")', "above 0"),
+        ('"folder"', '"folder"\nrescan_s = nan', 'station[0].source.rescan_s ("cam1")', "is not a number"),
+        ("[[station]]", "[station]", "station", "Start it with the line [[station]], brackets as here."),
+        ("[mqtt]", "[[mqtt]]", "mqtt", "Start it with the line [mqtt], brackets as here."),
+    ],
+)
+def test_a_fault_is_told_with_file_key_and_cure(file: Path, old: str, new: str, key: str, cure: str) -> None:
+    (fault,) = [line for line in faults(file, replaced(old, new)) if line.startswith(f"{file}: {key}: ")]
+    assert cure in fault
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "/plant",
+        "plant/",
+        "plant//line1",
+        "plant/+",
+        "#",
+        "a b",
+        "a/b/c/d/e/f/g",
+        "x" * 33,
+        "line\\n",
+        "$SYS",
+        "w\u00e4rk",
+    ],
+)
+def test_a_bad_topic_prefix_is_refused_with_the_rule(file: Path, prefix: str) -> None:
+    (fault,) = faults(file, replaced("plant/line1", prefix))
+    assert f"{file}: mqtt.topic_prefix: " in fault
+    assert "1 to 6 levels" in fault
+    assert "no slash at either end and no wildcard" in fault
+
+
+@pytest.mark.parametrize("prefix", ["a", "a/b/c/d/e/f", "x" * 32, "Plant_1/line-2"])
+def test_a_good_topic_prefix_is_taken(file: Path, prefix: str) -> None:
+    file.write_text(replaced("plant/line1", prefix))
+    assert load(file, {}).mqtt.topic_prefix == prefix
+
+
+@pytest.mark.parametrize("host", ["broker", "broker.plant.example", "::1", "192.168.0.2"])
+def test_names_and_addresses_are_hosts(file: Path, host: str) -> None:
+    file.write_text(replaced("127.0.0.1", host))
+    assert load(file, {}).mqtt.host == host
+
+
+def test_an_empty_file_lacks_both_sections(file: Path) -> None:
+    assert faults(file, "") == [
+        f"{file}: mqtt: is missing. Add a section [mqtt].",
+        f"{file}: station: is missing. Add a section [[station]].",
+    ]
+
+
+def test_an_empty_list_of_stations_is_refused(file: Path) -> None:
+    (fault,) = faults(file, 'station = []\n[mqtt]\nhost = "broker"\n')
+    assert "station: " in fault
+    assert "Add a section [[station]]." in fault
+
+
+def test_a_station_that_is_no_section_is_refused_once(file: Path) -> None:
+    (fault,) = faults(file, 'station = [1]\n[mqtt]\nhost = "broker"\n')
+    assert f"{file}: station[0]: is not written as a section." in fault
+
+
+def test_a_credential_without_a_user_is_refused(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mqtt_password").write_text("opensesame")
+    (fault,) = faults(file, environ={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert f"{file}: mqtt.password_file: " in fault
+    assert str(tmp_path / "mqtt_password") in fault
+    assert "Add username" in fault
+
+
+def test_two_stations_of_one_name_are_refused(file: Path) -> None:
+    (fault,) = faults(file, SMALLEST + replaced("cam2", "cam1", SECOND_STATION))
+    assert f'{file}: station[1].name: "cam1" is the name of station[0] already. Give each' in fault
+
+
+@pytest.mark.parametrize("folder", ["incoming", "./incoming/", "other/../incoming", "link"])
+def test_two_stations_on_one_folder_are_refused(file: Path, folder: str) -> None:
+    (file.parent / "link").symlink_to(file.parent / "incoming")
+    (fault,) = faults(file, SMALLEST + replaced("incoming2", folder, SECOND_STATION))
+    assert f'{file}: station[1].source.path ("cam2"): {file.parent / "incoming"} is watched by station[0]' in fault
+    assert "Give each station a folder of its own." in fault
+
+
+@pytest.mark.parametrize("subfolder", ["done", "failed", "processing"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_station_on_another_stations_subfolder_is_refused(file: Path, subfolder: str, order: int) -> None:
+    top, station = SMALLEST.split("[[station]]")
+    stations = ["[[station]]" + station, replaced("incoming2", f"incoming/{subfolder}", SECOND_STATION)][::order]
+    (fault,) = faults(file, top + "".join(stations))
+    assert '.source.path ("cam2"): ' in fault
+    assert f"keeps its parts in {subfolder}/. Choose a folder outside" in fault
+
+
+def test_a_station_on_any_other_subfolder_is_valid(file: Path) -> None:
+    file.write_text(SMALLEST + replaced("incoming2", "incoming/cam2", SECOND_STATION))
+    assert load(file, {}).stations[1].source.path == file.parent / "incoming" / "cam2"
+
+
+def test_all_faults_are_told_at_once(file: Path) -> None:
+    content = "treads = 2\n" + replaced("1883", "0\nusername = 3\npassword_file = 4") + SECOND_STATION + SECOND_STATION
+    told = faults(file, replaced('model = "models/screw"', "", content) + 'settle_ms = "1"\n[[station]]\n')
+    assert [line.removeprefix(f"{file}: ").partition(": ")[0] for line in told] == [
+        "mqtt.port",
+        "mqtt.username",
+        "mqtt.password_file",
+        'station[0].model ("cam1")',
+        'station[1].model ("cam2")',
+        'station[2].model ("cam2")',
+        'station[2].source.settle_ms ("cam2")',
+        "station[3].name",
+        "station[3].model",
+        "station[3].source",
+        "treads",
+    ]
+
+
+def test_stations_that_clash_are_told_beside_other_faults(file: Path) -> None:
+    told = faults(file, replaced("1883", "0") + SECOND_STATION + SECOND_STATION + "[[station]]\n")
+    assert any("mqtt.port: " in line for line in told)
+    assert any("station[3].name: is missing" in line for line in told)
+    assert any('station[2].name: "cam2" is the name of station[1]' in line for line in told)
+    assert any('station[2].source.path ("cam2"): ' in line for line in told)
+
+
+def test_the_sample_is_valid_as_shipped() -> None:
+    settings = load(SAMPLE, {})
+    assert settings.mqtt.host == "127.0.0.1"
+    assert settings.stations[0].source.path == SAMPLE.parent / "incoming"
+
+
+def test_the_sample_shows_the_defaults(file: Path) -> None:
+    """Every commented line holds its default, but for three that can only show an example."""
+    lines = SAMPLE.read_text().splitlines()
+    file.write_text("\n".join(lines))
+    shipped = load(file, {}).model_dump()
+    file.write_text("\n".join(line.removeprefix("# ") if OPTION.fullmatch(line) else line for line in lines))
+    uncommented = load(file, {}).model_dump()
+    examples = [
+        (uncommented.pop("node"), shipped.pop("node")),
+        (uncommented["mqtt"].pop("username"), shipped["mqtt"].pop("username")),
+        (uncommented["mqtt"].pop("password_file"), shipped["mqtt"].pop("password_file")),
+    ]
+    assert all(example != default for example, default in examples)
+    assert uncommented == shipped
+
+
+def test_the_sample_shows_every_option_once_in_order_below_its_description() -> None:
+    section, above = "", ""
+    told: list[tuple[str, str]] = []
+    for line in SAMPLE.read_text().splitlines():
+        if heading := re.fullmatch(r"\[+([a-z_.]+)\]+", line):
+            section = f"{heading[1]}."
+            told.append((heading[1], above))
+        elif option := OPTION.fullmatch(line):
+            told.append((section + option[2], above))
+        above = line.removeprefix("# ")
+    described = [(key, field.description or "") for key, field in options()]
+    assert told == described
+    assert all(description.endswith(".") for _, description in described)
+
+
+def test_the_sample_comments_out_what_has_a_default_and_nothing_else() -> None:
+    required = {key.rpartition(".")[2] for key, field in options() if field.is_required()}
+    shown = {
+        option[2] for line in SAMPLE.read_text().splitlines() if (option := OPTION.fullmatch(line)) and not option[1]
+    }
+    assert shown == required - {"mqtt", "station", "source"}
+
+
+def test_every_number_has_bounds() -> None:
+    for key, field in options():
+        if field.annotation in {int, float}:
+            bounds = {name for rule in field.metadata for name in ("gt", "ge", "le") if hasattr(rule, name)}
+            assert "le" in bounds, key
+            assert bounds & {"gt", "ge"}, key
+
+
+def test_the_options_are_those_of_the_settings() -> None:
+    keys = [key for key, _ in options()]
+    assert {"node", "mqtt", "mqtt.port", "station", "station.name", "station.source", "station.source.path"} <= set(
+        keys
+    )
+    assert len(keys) == len(set(keys))
