@@ -15,6 +15,9 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv \
 	  || { echo "the venv module is missing; install it, on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
+	@# opencv-python wants the system's libGL; where that is missing its twin without windows serves.
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check \
+	  --force-reinstall --no-deps opencv-python-headless==$$($(BIN)/pip show opencv-python | sed -n 's/^Version: //p')
 	@touch $@
 
 # The main job on rendered parts, or on yours in MVTec layout: make demo DATA=folder

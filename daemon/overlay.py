@@ -185,9 +185,7 @@ def _resize(image: Image, height: int, width: int) -> Image:
 def _fit(image: Image, side: int) -> Image:
     height, width = image.shape[:2]
     scale = side / max(height, width)
-    if scale == 1:
-        return image.copy()
-    return _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    return image if scale == 1 else _resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def _stretch(anomaly_map: AnomalyMap, height: int, width: int) -> AnomalyMap:
