@@ -79,7 +79,7 @@ def main() -> NoReturn:
     """Run `inspectd`."""
     logging.captureWarnings(capture=True)
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except typer.Abort:
         _leave("interrupted", 130)
     except KeyboardInterrupt:
@@ -94,7 +94,7 @@ def main() -> NoReturn:
         if hasattr(error, "format_message"):
             _leave(f"{error.format_message()}\nTry 'inspectd --help'.", error.exit_code)
         sys.exit(error.exit_code)
-    sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 @app.command()

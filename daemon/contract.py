@@ -1,21 +1,28 @@
 """What subscribers may rely on: topics, payloads and their versions. Pure: values in, messages out.
 
 Floats always print with a decimal point, integers never, and no value is null: where nothing was measured
-a score is -1.0. Every JSON payload has a fixed set of keys per schema version.
+a score is -1.0. Every JSON payload has a fixed set of keys per schema version, and texts from outside are cut, so
+that it keeps its size whatever a file is called.
 """
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from daemon.messages import Outcome, Verdict
 
 NOT_MEASURED = -1.0
-PART_ID_IN_PLC = 32
 ACTUATION_LIMIT = 256
 """Bytes; the smallest PLC clients have fixed buffers."""
+VERDICT_LIMIT = 2048
+"""Bytes; half of what the common soft PLCs take."""
 
+_PART_ID_IN_PLC, _PART_ID, _MODEL, _DETAIL, _SOURCE = 32, 128, 64, 384, 384
+"""The most bytes that a text takes as it stands in the JSON."""
+_LARGEST = 9e15
+"""Floats are held below it: from 1e16 on, their shortest form has an exponent."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RESULT_STATE = {Outcome.PASS: 1, Outcome.FAIL: 1, Outcome.UNCERTAIN: 1, Outcome.ERROR: 4}  # OPC 40100-1
 
 
@@ -66,7 +73,7 @@ STATES = {"Preoperational": 1, "Error": 3, "Ready": 6, "ContinuousExecution": 8}
 
 
 def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
-    """The record of one inspection, schema inspectd.verdict/1. `replayed` comes last; see `as_replayed`."""
+    """The record of one inspection, schema inspectd.verdict/1, at most 2048 bytes; `as_replayed` needs its end."""
     capture, decision = verdict.capture, verdict.decision
     threshold = decision.threshold
     score = NOT_MEASURED if decision.score is None else decision.score / threshold
@@ -89,15 +96,15 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
             "reject": decision.outcome is not Outcome.PASS,
             "reason": decision.reason.name.lower(),
             "reason_code": decision.reason.value,
-            "detail": decision.detail[:200],
+            "detail": _text(decision.detail, _DETAIL),
             "score": _float(score),
             "threshold": 1.0,
             "margin": _float(1.0 - score if decision.score is not None else NOT_MEASURED),
             "score_raw": _float(NOT_MEASURED if decision.score is None else decision.score),
             "threshold_raw": _float(threshold),
             "p_value": _float(NOT_MEASURED if decision.p_value is None else decision.p_value),
-            "part_id": capture.part_id,
-            "model": identity.model,
+            "part_id": _text(capture.part_id, _PART_ID),
+            "model": _text(identity.model, _MODEL),
             "model_sha256": identity.model_sha256[:12],
             "calibration": identity.calibration,
             "fpr_target": _float(identity.fpr_target),
@@ -106,7 +113,7 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
                 "infer": _float(verdict.latency.infer, 3),
                 "total": _float(verdict.latency.total, 3),
             },
-            "source": capture.origin,
+            "source": _text(capture.origin, _SOURCE),
             "replayed": False,
         }
     )
@@ -114,14 +121,14 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
 
 def as_replayed(payload: bytes) -> bytes:
     """The same record, marked as one that waited for a broker."""
-    return payload.removesuffix(b'"replayed":false}') + b'"replayed":true}'
+    live = b'"replayed":false}'
+    return payload.removesuffix(live) + b'"replayed":true}' if payload.endswith(live) else payload
 
 
 def encode_actuation(identity: Identity, verdict: Verdict, ttl_s: float) -> Message:
     """What the reject gate acts on, schema inspectd.plc/1: at most 256 bytes, never retained, never replayed."""
     decision = verdict.decision
     score = NOT_MEASURED if decision.score is None else decision.score / decision.threshold
-    part_id = verdict.capture.part_id[:PART_ID_IN_PLC]
     content = {
         "c": decision.outcome.value,
         "r": decision.outcome is not Outcome.PASS,
@@ -129,10 +136,10 @@ def encode_actuation(identity: Identity, verdict: Verdict, ttl_s: float) -> Mess
         "t": _epoch_ms(verdict.decided_at),
         "sc": _float(score, 3),
         "tr": "",
-        "p": part_id,
+        "p": _text(verdict.capture.part_id, _PART_ID_IN_PLC),
         "v": 1,
     }
-    return Message(identity.topic("plc"), _json(content), expires_s=max(1, round(ttl_s)))
+    return Message(identity.topic("plc"), _json(content), expires_s=max(1, int(ttl_s)))
 
 
 def encode_status(identity: Identity, *, online: bool, reason: str, at: datetime) -> Message:
@@ -155,7 +162,7 @@ def encode_state(identity: Identity, state: StationState, at: datetime) -> Messa
         "state": state.state,
         "state_no": STATES[state.state],
         "ready": state.state in ("Ready", "ContinuousExecution"),
-        "model": identity.model,
+        "model": _text(identity.model, _MODEL),
         "calibration": identity.calibration,
         "camera": state.camera,
         "last_frame_age_ms": state.last_frame_age_ms,
@@ -190,7 +197,7 @@ def encode_picture_comment(verdict: Verdict) -> bytes:
         {
             "id": verdict.capture.id,
             "seq": verdict.seq,
-            "part_id": verdict.capture.part_id,
+            "part_id": _text(verdict.capture.part_id, _PART_ID),
             "ts_ms": _epoch_ms(verdict.decided_at),
             "score": _float(score),
             "scale_lo": 0.5,
@@ -200,13 +207,23 @@ def encode_picture_comment(verdict: Verdict) -> bytes:
     )
 
 
-def _json(content: dict[str, Any]) -> bytes:
+def _json(content: dict[str, Any] | str) -> bytes:
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def _text(text: str, limit: int) -> str:
+    """The longest beginning that takes at most `limit` bytes in JSON; what is no text in a file name becomes `?`."""
+    text = text[:limit].encode(errors="replace").decode()
+    size = len(_json(text)) - 2
+    while size > limit:
+        size -= len(_json(text[-1])) - 2
+        text = text[:-1]
+    return text
+
+
 def _float(value: float, digits: int = 6) -> float:
-    """Round so that the shortest decimal form has a point and no exponent."""
-    value = round(float(value), digits)
+    """Round and bound so that the shortest decimal form has a point and no exponent."""
+    value = round(max(-_LARGEST, min(_LARGEST, float(value))), digits)
     return value if abs(value) >= 1e-4 else round(value, 4)  # noqa: PLR2004 -- below it repr turns to 1e-05
 
 
@@ -215,4 +232,4 @@ def _iso(at: datetime) -> str:
 
 
 def _epoch_ms(at: datetime) -> int:
-    return int(at.timestamp() * 1000)
+    return (at - _EPOCH) // timedelta(milliseconds=1)

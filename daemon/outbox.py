@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -34,26 +34,37 @@ class Entry:
 class Outbox:
     """SQLite in WAL mode with `synchronous=FULL`: what `keep` returned from is on the platter. Any thread may call.
 
+    Whatever the file or the disk refuses is an `OutboxError`.
+
     An id is *unsettled* from the moment its verdict is kept until its source has let go of the frame, so that a crash
     in between gives a part neither a second verdict nor none.
     """
 
     def __init__(self, path: Path) -> None:
+        """Open the file, or make it.
+
+        Raises:
+            OutboxError: it cannot be opened, or is no outbox.
+        """
         self._lock = Lock()
         self._path = path
-        try:
+        with self._naming("opened"):
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_TABLES)
-        except sqlite3.Error as error:
-            raise OutboxError(f"the outbox {path} cannot be opened: {error}; check its rights and the disk") from error
+        try:
+            with self._naming("opened"):
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._db.executescript(_TABLES)
+        except OutboxError:
+            self._db.close()
+            raise
 
     def keep(self, entries: Sequence[Entry], settled: Iterable[str] = ()) -> None:
         """Store verdicts in one durable commit, each with the next `seq` of its station, and forget settled ids.
 
         Raises:
             OutboxError: nothing was stored (a full disk, say); try again.
+            AssertionError: a number is not the next; nothing was stored.
         """
         with self._transaction():
             for entry in entries:
@@ -68,7 +79,7 @@ class Outbox:
 
     def entries(self, station: str, after: int, limit: int) -> list[Entry]:
         """Verdicts of a station that wait for their acknowledgement, oldest first, behind number `after`."""
-        with self._lock:
+        with self._reading():
             rows = self._db.execute(
                 "SELECT station, seq, id, payload FROM entry WHERE station = ? AND seq > ? ORDER BY seq LIMIT ?",
                 (station, after, limit),
@@ -86,17 +97,17 @@ class Outbox:
 
     def concluded(self, capture_id: str) -> bool:
         """Whether a frame that was never let go of already has its verdict."""
-        with self._lock:
+        with self._reading():
             return bool(self._db.execute("SELECT 1 FROM unsettled WHERE id = ?", (capture_id,)).fetchone())
 
     def last_seq(self, station: str) -> int:
         """The newest number given to a verdict of this station, 0 before the first."""
-        with self._lock:
+        with self._reading():
             return self._last_seq(station)
 
     def depth(self, station: str) -> int:
         """How many verdicts of a station wait for their acknowledgement."""
-        with self._lock:
+        with self._reading():
             row = self._db.execute("SELECT count(*) FROM entry WHERE station = ?", (station,)).fetchone()
         return int(row[0])
 
@@ -110,14 +121,29 @@ class Outbox:
         return int(row[0]) if row else 0
 
     @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock, self._naming("read"):
+            yield
+
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock:
+        with self._lock, self._naming("written"):
+            self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.execute("BEGIN IMMEDIATE")
                 yield
                 self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise OutboxError(f"the outbox {self._path} cannot be written: {error}") from error
-            finally:
-                if self._db.in_transaction:
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite has rolled back by itself where the disk failed
                     self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _naming(self, done: str) -> Iterator[None]:
+        """Make of SQLite's error one that names the file and the cure."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise OutboxError(
+                f"the outbox {self._path} cannot be {done}: {error}; check its rights and the disk, and if the file is "
+                "damaged, move it away (what it still held is not sent then, and seq starts again at 1)"
+            ) from error

@@ -137,8 +137,8 @@ def record(
                 station.health.concluded(item.verdict.seq, decision.outcome)
                 station.sink.notify()
                 unreadable = decision.reason is Reason.DECODE_FAILED
-                station.source.settle(capture, decision.detail if unreadable else None)
-                settled.append(capture.id)
+                if station.source.settle(capture, decision.detail if unreadable else None):
+                    settled.append(capture.id)
                 _tell(item.verdict)
                 pictures.put(item)
     finally:

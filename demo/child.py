@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 _PATIENCE_S = 15.0
 
@@ -18,7 +19,7 @@ class Child:
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> Self:
         self.start()
         return self
 

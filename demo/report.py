@@ -12,7 +12,7 @@ from rich import box
 from rich.panel import Panel
 from rich.table import Table
 
-from demo.line import Part
+from demo.plant import Part
 from demo.subscriber import Status, Subscriber, Verdict
 
 _ROWS = 15
@@ -22,9 +22,9 @@ _COLOURS = {"PASS": "green", "FAIL": "red", "UNCERTAIN": "yellow", "ERROR": "mag
 class Board:
     """The newest verdicts beside the truth, as rich draws it again and again; any thread may ask for it."""
 
-    def __init__(self, subscriber: Subscriber, parts: Mapping[str, Part], dropped: Mapping[str, float]) -> None:
+    def __init__(self, subscriber: Subscriber, parts: Sequence[Part], dropped: Mapping[str, float]) -> None:
         self._subscriber = subscriber
-        self._parts = parts
+        self._parts = {part.id: part for part in parts}
         self._dropped = dropped
         self._start = len(subscriber.news)
 
@@ -88,39 +88,32 @@ class Balance:
     escapes: Mapping[str, tuple[int, int]]
     """Passed and present, by defect."""
     latency_ms: Sequence[float]
-    actuations: int
-    overlays: int
 
     @classmethod
     def draw(
         cls,
-        parts: Mapping[str, Part],
-        subscriber: Subscriber,
+        parts: Sequence[Part],
+        received: Sequence[Verdict],
         dropped: Mapping[str, float],
         undisturbed: Sequence[Part],
     ) -> "Balance":
-        """Compare what was dropped with what the subscriber has received."""
-        received = subscriber.verdicts
+        """Compare what was dropped, and when, with what a subscriber has received."""
         by_id = _firsts(received)
         by_part = {verdict.part_id: verdict for verdict in by_id.values()}
-        seqs = sorted(verdict.seq for verdict in by_id.values())
         passed = {name for name, verdict in by_part.items() if not verdict.reject}
-        defects = sorted({part.defect for part in parts.values() if not part.good})
-        of = {defect: [name for name, part in parts.items() if part.defect == defect] for defect in defects}
-        good = [name for name, part in parts.items() if part.good]
+        good = [part.id for part in parts if part.good]
+        bad = {part.defect: [p.id for p in parts if p.defect == part.defect] for part in parts if not part.good}
         return cls(
             parts=len(dropped),
             verdicts=len(by_id),
             lost=len(dropped.keys() - by_part.keys()),
             duplicates=len(by_id) - len(by_part),
             redelivered=len(received) - len(by_id),
-            gapless=seqs == list(range(1, len(seqs) + 1)),
+            gapless={verdict.seq for verdict in by_id.values()} == set(range(1, len(by_id) + 1)),
             good=len(good),
             false_rejects=sum(name in by_part and name not in passed for name in good),
-            escapes={defect: (sum(name in passed for name in names), len(names)) for defect, names in of.items()},
+            escapes={kind: (sum(name in passed for name in bad[kind]), len(bad[kind])) for kind in sorted(bad)},
             latency_ms=[1000 * (by_part[p.id].at - dropped[p.id]) for p in undisturbed if p.id in by_part],
-            actuations=subscriber.actuations,
-            overlays=subscriber.pictures,
         )
 
     @property
@@ -145,12 +138,12 @@ class Balance:
     def headline(self) -> str:
         """Give the balance in one line."""
         return (
-            f"{self.parts} parts, {self.verdicts} verdicts, {self.lost} lost · {self.false_rejects} of {self.good} good "
-            f"parts rejected · {self.escaped} of {self.bad} bad parts passed"
+            f"{self.parts} parts, {self.verdicts} verdicts, {self.lost} lost · {self.false_rejects} of {self.good} "
+            f"good parts rejected · {self.escaped} of {self.bad} bad parts passed"
         )
 
-    def panel(self, files: Mapping[str, Path]) -> Panel:
-        """Draw the balance with the files that were written, by what is in them."""
+    def panel(self, overlays: int, files: Mapping[str, Path]) -> Panel:
+        """Draw the balance with the number of overlays received, and the files by what is in them."""
         tone = "green" if self.sound else "red"
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold", no_wrap=True)
@@ -167,7 +160,7 @@ class Balance:
                 f"p50 {self.latency(50):.0f} ms, p99 {self.latency(99):.0f} ms from the file in the folder to the "
                 f"verdict at the subscriber, over {len(self.latency_ms)} parts; those of the power cut are not counted",
             )
-        grid.add_row("overlays", f"{self.overlays} received; the daemon sends at most two a second")
+        grid.add_row("overlays", f"{overlays} received; the daemon sends at most two a second")
         for what, path in files.items():
             grid.add_row(what, str(path))
         return Panel(grid, title="[bold]The balance[/]", title_align="left", border_style=tone, expand=False)
@@ -189,16 +182,14 @@ class Balance:
             "latency_ms_p50": self.latency(50),
             "latency_ms_p99": self.latency(99),
             "latency_parts": len(self.latency_ms),
-            "actuations": self.actuations,
-            "overlays": self.overlays,
         }
         path.write_text(json.dumps(figures | dict(provenance), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def selection(parts: Mapping[str, Part], verdicts: Sequence[Verdict], good: int, per_defect: int) -> list[Part]:
+def selection(parts: Sequence[Part], verdicts: Sequence[Verdict], good: int, per_defect: int) -> list[Part]:
     """Choose parts to show: of the good ones and of each defect some from the highest to the lowest score."""
     scores = {verdict.part_id: verdict.score for verdict in verdicts if verdict.score >= 0}
-    ranked = sorted((parts[name] for name in scores), key=lambda part: scores[part.id], reverse=True)
+    ranked = sorted((part for part in parts if part.id in scores), key=lambda part: scores[part.id], reverse=True)
     chosen = _spread([part for part in ranked if part.good], good)
     for defect in sorted({part.defect for part in ranked if not part.good}):
         chosen += _spread([part for part in ranked if part.defect == defect], per_defect)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Condition
+from typing import Self
 
 from paho.mqtt.client import Client, ConnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -56,7 +57,7 @@ class Subscriber:
         self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
 
-    def __enter__(self) -> "Subscriber":
+    def __enter__(self) -> Self:
         self._client.connect(HOST, self._port)
         self._client.loop_start()
         return self
@@ -98,10 +99,12 @@ class Subscriber:
                     self.actuations += 1
                 case "image/overlay":
                     self.pictures += 1
+                case _:
+                    pass
             self._changed.notify_all()
 
 
-def _verdict(payload: bytes, now: float) -> Verdict:
+def _verdict(payload: bytes | bytearray, now: float) -> Verdict:
     content = json.loads(payload)
     return Verdict(
         at=now,

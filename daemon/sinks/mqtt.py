@@ -6,6 +6,7 @@ what was in flight. The only memory of the record is the outbox, so nothing stal
 """
 
 import random
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,11 +26,21 @@ from daemon.contract import Identity, Message, StationState
 from daemon.outbox import Entry, Outbox, OutboxError
 
 WINDOW = 12
-"""Verdicts in flight at once: below the 20 that Mosquitto grants, so that actuation always has room."""
+"""Verdicts in flight at once, where the broker grants as much."""
+RESERVE = 8
+"""Of what the broker grants in flight, this is left to actuation and state."""
+BACKLOG = 4
+"""Pictures that may wait for the socket."""
 CONNECT_TIMEOUT_S = 5.0
+PICTURE_CONNECT_TIMEOUT_S = 2.0
+GOODBYE_S = 1.0
 HEARTBEAT_S = 10.0
 LAST_INTERVAL_S = 0.2
 BACKOFF_S = (0.5, 30.0)
+"""Seconds of the first and the longest pause before another attempt."""
+PICTURE_RETRY_S = 5.0
+_PACKET_HEAD = 64
+"""More bytes than a PUBLISH packet has besides its topic and payload."""
 
 log = structlog.get_logger()
 
@@ -58,26 +69,39 @@ class Broker:
 
 
 class Link:
-    """One connection to a broker, from CONNACK to its loss. Any thread may publish."""
+    """One connection to a broker, from CONNACK to its loss. Any thread may publish.
 
-    def __init__(self, broker: Broker, client_id: str, will: Message | None = None) -> None:
+    `window` is how many verdicts may be in flight at once.
+    """
+
+    def __init__(
+        self, broker: Broker, client_id: str, will: Message | None = None, *, timeout_s: float = CONNECT_TIMEOUT_S
+    ) -> None:
         """Connect, and wait for the broker's answer.
 
         Raises:
-            DeliveryError: no answer, or a refusal.
+            DeliveryError: no answer within `timeout_s`, or a refusal.
         """
         self._changed = Condition()
         self._answer: ReasonCode | None = None
         self._lost: str | None = None
+        self._refused = self._woken = False
         self._acknowledged: set[int] = set()
+        self.window = WINDOW
+        self._largest: int | None = None
         versions = _VERSIONS[broker.protocol]
         for version in versions:
             self._v5 = version is MQTTProtocolVersion.MQTTv5
             self._client = self._make(broker, client_id, will, version)
+            self._client.connect_timeout = timeout_s
             try:
-                self._connect(broker)
+                self._client.connect(broker.host, broker.port, broker.keepalive_s)
+            except (OSError, ValueError) as error:
+                raise DeliveryError(f"broker {broker} cannot be reached: {error}") from error
+            try:
+                self._greet(broker, timeout_s)
             except DeliveryError:
-                self._client.loop_stop()
+                self.close()
                 # A 3.1.1 broker answers MQTT 5 with "unsupported version", or closes the connection, or is silent.
                 understood = self._answer is not None and self._answer.value not in _NOT_MQTT_5
                 if understood or version is versions[-1]:
@@ -91,41 +115,64 @@ class Link:
         """Why the connection is gone, None while it stands."""
         return self._lost
 
-    def publish(self, message: Message) -> int:
-        """Hand a message to the socket; gives the number under which it will be acknowledged.
+    def check(self) -> None:
+        """See that the connection stands.
 
         Raises:
-            DeliveryError: the connection is gone.
+            DeliveryError: it is gone, or the broker has refused a message.
         """
+        if self._lost is not None:
+            raise DeliveryError(self._lost, refused=self._refused)
+
+    def publish(self, message: Message) -> MQTTMessageInfo:
+        """Hand a message to the socket; the receipt has the number `mid` under which it will be acknowledged.
+
+        Raises:
+            DeliveryError: the connection is gone, or the broker takes no packet of this size.
+        """
+        self.check()
+        size = len(message.topic) + len(message.payload) + _PACKET_HEAD
+        if self._largest is not None and size > self._largest:
+            raise DeliveryError(
+                f"a message on {message.topic} needs {size} bytes, and the broker takes {self._largest}; "
+                "raise its packet limit"
+            )
         properties = Properties(PacketTypes.PUBLISH) if self._v5 else None  # type: ignore[no-untyped-call] # paho's
         if properties is not None:
             properties.ContentType = message.content_type
             if message.expires_s is not None:
                 properties.MessageExpiryInterval = message.expires_s
-        info: MQTTMessageInfo = self._client.publish(
-            message.topic, message.payload, message.qos, message.retain, properties
-        )
-        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise DeliveryError(self._lost or f"publishing on {message.topic} failed: {info.rc.name}")
-        return info.mid
+        receipt = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+        if receipt.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise DeliveryError(self._lost or f"publishing on {message.topic} failed: {receipt.rc.name}")
+        return receipt
 
     def take_acknowledged(self, wait_s: float) -> set[int]:
         """Numbers acknowledged since the last call; waits a while for the first, `wake` or the loss ends the wait."""
         with self._changed:
-            if not self._acknowledged and self._lost is None:
-                self._changed.wait(wait_s)
+            self._changed.wait_for(lambda: self._acknowledged or self._woken or self._lost is not None, wait_s)
+            self._woken = False
             taken, self._acknowledged = self._acknowledged, set()
         return taken
 
     def wake(self) -> None:
-        """End a wait in `take_acknowledged`."""
+        """End a wait in `take_acknowledged`, this one or the next."""
         with self._changed:
+            self._woken = True
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Say goodbye (which cancels the will) and stop the network thread."""
-        self._client.disconnect()
+        """Say goodbye, which cancels the will, and let go of the connection even if the broker does not listen."""
+        if self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lost is not None, GOODBYE_S)
+        connection = self._client.socket()
+        if isinstance(connection, socket.socket):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._client.loop_stop()
+        # Without the circle of references the sockets are closed now, not when garbage is next collected.
+        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
 
     def _make(self, broker: Broker, client_id: str, will: Message | None, version: MQTTProtocolVersion) -> Client:
         five = version is MQTTProtocolVersion.MQTTv5
@@ -136,7 +183,6 @@ class Link:
             protocol=version,
             reconnect_on_failure=False,
         )
-        client.connect_timeout = CONNECT_TIMEOUT_S
         if broker.username is not None:
             client.username_pw_set(broker.username, broker.password)
         if will is not None:
@@ -146,14 +192,10 @@ class Link:
         client.on_publish = self._on_publish
         return client
 
-    def _connect(self, broker: Broker) -> None:
-        try:
-            self._client.connect(broker.host, broker.port, broker.keepalive_s)
-        except (OSError, ValueError) as error:
-            raise DeliveryError(f"broker {broker} cannot be reached: {error}") from error
+    def _greet(self, broker: Broker, timeout_s: float) -> None:
         self._client.loop_start()
         with self._changed:
-            self._changed.wait_for(lambda: self._answer is not None or self._lost is not None, CONNECT_TIMEOUT_S)
+            self._changed.wait_for(lambda: self._answer is not None or self._lost is not None, timeout_s)
         if self._answer is None:
             raise DeliveryError(f"broker {broker} did not answer as an MQTT broker does ({self._lost or 'silence'})")
         if self._answer.is_failure:
@@ -164,19 +206,28 @@ class Link:
                 refused=True,
             )
 
-    def _on_connect(self, _: Client, __: object, ___: ConnectFlags, answer: ReasonCode, ____: object) -> None:
+    def _on_connect(
+        self, _: Client, __: object, ___: ConnectFlags, answer: ReasonCode, properties: Properties | None
+    ) -> None:
         with self._changed:
+            granted = getattr(properties, "ReceiveMaximum", WINDOW + RESERVE)
+            self.window = max(1, min(WINDOW, granted - RESERVE))
+            self._largest = getattr(properties, "MaximumPacketSize", None)
             self._answer = answer
             self._changed.notify_all()
 
     def _on_disconnect(self, _: Client, __: object, ___: DisconnectFlags, why: ReasonCode, ____: object) -> None:
         with self._changed:
-            self._lost = str(why)
+            self._lost = self._lost or str(why)
             self._changed.notify_all()
 
-    def _on_publish(self, _: Client, __: object, mid: int, ___: ReasonCode, ____: object) -> None:
+    def _on_publish(self, _: Client, __: object, mid: int, answer: ReasonCode, ____: object) -> None:
         with self._changed:
-            self._acknowledged.add(mid)
+            if answer.is_failure:
+                self._lost = f"it refuses a message: {answer}; let the user write to the station's topics"
+                self._refused = True
+            else:
+                self._acknowledged.add(mid)
             self._changed.notify_all()
 
 
@@ -202,14 +253,16 @@ class StationSink:
         *,
         state: Callable[[], StationState],
         actuation_ttl_s: float,
+        backoff_s: tuple[float, float] = BACKOFF_S,
     ) -> None:
         self._broker = broker
         self._identity = identity
         self._outbox = outbox
         self._state = state
         self._ttl_s = actuation_ttl_s
+        self._backoff_s = backoff_s
         self._link: Link | None = None
-        self._gate: dict[int, float] = {}
+        self._gate: list[tuple[MQTTMessageInfo, float]] = []
         self._gate_lock = Lock()
         self._said = ""
         self.actuations_dropped = 0
@@ -220,14 +273,15 @@ class StationSink:
         A connection that has not acknowledged an earlier one within its time to live counts as dead, so that a broker
         that wakes up does not find a queue of stale commands.
         """
-        link = self._link
-        with self._gate_lock:  # held over the publication, so that its acknowledgement cannot overtake the entry
-            stalled = any(time.monotonic() - sent > self._ttl_s for sent in self._gate.values())
-            if link is not None and link.lost is None and not stalled:
+        now = time.monotonic()
+        with self._gate_lock:
+            self._gate = [(receipt, sent) for receipt, sent in self._gate if not receipt.is_published()]
+            stalled = any(now - sent > self._ttl_s for _, sent in self._gate)
+            if self._link is not None and not stalled:
                 with suppress(DeliveryError):
-                    self._gate[link.publish(message)] = time.monotonic()
+                    self._gate.append((self._link.publish(message), now))
                     return
-        self.actuations_dropped += 1
+            self.actuations_dropped += 1
 
     def notify(self) -> None:
         """Say that the outbox or the state has something new."""
@@ -236,50 +290,59 @@ class StationSink:
             link.wake()
 
     def run(self, stop: Event, drain_s: float) -> None:
-        """Deliver until `stop`, then until the outbox is empty or `drain_s` is over; reconnect as often as it takes."""
+        """Deliver until `stop`, then until the outbox is empty or `drain_s` is over.
+
+        A lost broker is sought again as often as it takes, but not after `stop`: what is left waits in the outbox.
+        """
         attempt = 0
         while True:
+            began = time.monotonic()
             try:
-                link = Link(self._broker, self._client_id, self._status(online=False, reason="lost"))
+                self._use_connection(stop, drain_s)
             except DeliveryError as error:
                 self._complain(str(error))
-                attempt += 1
-                if stop.wait(_backoff_s(attempt, refused=error.refused)):
+                # A connection that is lost at once is no better than none, so only a long one starts from the shortest.
+                attempt = attempt + 1 if time.monotonic() - began < self._backoff_s[1] else 1
+                if stop.wait(self._pause_s(attempt, refused=error.refused)):
                     return
-                continue
-            attempt = 0
-            self._said = ""
-            log.info("connected to the broker", station=self._identity.station, broker=str(self._broker))
-            try:
-                self._link = link
-                self._deliver(_Delivery(link, self._identity, self._outbox), stop, drain_s)
-            except DeliveryError as error:
-                self._complain(f"lost the broker {self._broker}: {error}")
             else:
                 return
-            finally:
-                self._link = None
-                with self._gate_lock:
-                    self._gate.clear()
-                link.close()
+
+    def _use_connection(self, stop: Event, drain_s: float) -> None:
+        link = Link(self._broker, self._client_id, self._status(online=False, reason="lost"))
+        self._said = ""
+        log.info("connected to the broker", station=self._identity.station, broker=str(self._broker))
+        try:
+            with self._gate_lock:
+                self._link = link
+            delivery = _Delivery(link, self._identity, self._outbox, patience_s=2 * self._broker.keepalive_s)
+            self._deliver(delivery, stop, drain_s)
+        except DeliveryError as error:
+            raise DeliveryError(f"lost the broker {self._broker}: {error}", refused=error.refused) from error
+        finally:
+            with self._gate_lock:
+                self._link, self._gate = None, []
+            link.close()
 
     def _deliver(self, delivery: "_Delivery", stop: Event, drain_s: float) -> None:
         """Use one connection until it is lost (DeliveryError) or the work is done."""
         delivery.tell(self._state())
         delivery.link.publish(self._status(online=True, reason="running"))
-        while not stop.is_set() or drain_s > 0:
-            began = time.monotonic()
-            delivery.send_record()
-            delivery.tell(self._state())
-            if stop.is_set() and delivery.complete:
-                break
-            acknowledged = delivery.settle(LAST_INTERVAL_S)
-            with self._gate_lock:
-                for mid in acknowledged:
-                    self._gate.pop(mid, None)
-            if stop.is_set():
-                drain_s -= time.monotonic() - began
-        delivery.link.publish(self._status(online=False, reason="stopped"))
+        try:
+            while not stop.is_set() or drain_s > 0:
+                began = time.monotonic()
+                delivery.send_record()
+                delivery.tell(self._state())
+                if stop.is_set() and delivery.complete:
+                    break
+                delivery.settle(LAST_INTERVAL_S)
+                if stop.is_set():
+                    drain_s -= time.monotonic() - began
+        finally:
+            with suppress(DeliveryError):
+                # Once this is acknowledged, no answer is on its way that could reset the closed connection: a reset
+                # makes the broker publish the will.
+                delivery.link.publish(self._status(online=False, reason="stopped")).wait_for_publish(GOODBYE_S)
 
     @property
     def _client_id(self) -> str:
@@ -294,12 +357,18 @@ class StationSink:
             log.warning(what, station=self._identity.station, outbox=self._outbox.depth(self._identity.station))
         self._said = what
 
+    def _pause_s(self, attempt: int, *, refused: bool) -> float:
+        """Full jitter up to a doubling ceiling; a refusal waits for a person, so the longest."""
+        shortest, longest = self._backoff_s
+        return longest if refused else random.uniform(0, min(longest, shortest * 2**attempt))  # noqa: S311 -- jitter
+
 
 class _Delivery:
     """What one connection has sent of a station's record and state, and what of it has arrived."""
 
-    def __init__(self, link: Link, identity: Identity, outbox: Outbox) -> None:
+    def __init__(self, link: Link, identity: Identity, outbox: Outbox, patience_s: float) -> None:
         self.link = link
+        self._patience_s = patience_s
         self._identity = identity
         self._outbox = outbox
         self._in_flight: dict[int, int] = {}
@@ -309,6 +378,7 @@ class _Delivery:
         self._newest: Entry | None = None
         self._last_at = self._told_at = -HEARTBEAT_S
         self._told = ("", "")
+        self._heard_at = time.monotonic()
 
     @property
     def complete(self) -> bool:
@@ -317,10 +387,10 @@ class _Delivery:
 
     def send_record(self) -> None:
         """Send what the outbox holds, in order, as far as the window allows; then `last`, at most 5 times a second."""
-        room = WINDOW - len(self._in_flight)
+        room = self.link.window - len(self._in_flight)
         for entry in self._outbox.entries(self._identity.station, self._sent, room):
             payload = contract.as_replayed(entry.payload) if entry.seq <= self._late_until else entry.payload
-            self._in_flight[self.link.publish(contract.record(self._identity, payload))] = entry.seq
+            self._in_flight[self.link.publish(contract.record(self._identity, payload)).mid] = entry.seq
             self._sent = entry.seq
             self._newest = entry
         now = time.monotonic()
@@ -336,36 +406,41 @@ class _Delivery:
             self.link.publish(contract.encode_state(self._identity, state, datetime.now(UTC)))
             self._told, self._told_at = essence, now
 
-    def settle(self, wait_s: float) -> set[int]:
-        """Wait a little for acknowledgements and forget the verdicts that have arrived; gives all their numbers."""
+    def settle(self, wait_s: float) -> None:
+        """Wait a little for acknowledgements, and forget the verdicts that have arrived.
+
+        Raises:
+            DeliveryError: the connection is gone, or does not acknowledge.
+        """
         acknowledged = self.link.take_acknowledged(wait_s)
-        self._arrived += [self._in_flight.pop(mid) for mid in acknowledged if mid in self._in_flight]
+        arrived = [self._in_flight.pop(mid) for mid in acknowledged if mid in self._in_flight]
+        now = time.monotonic()
+        if arrived or not self._in_flight:
+            self._heard_at = now
+        self._arrived += arrived
         if self._arrived:
             with suppress(OutboxError):  # a full disk, say; they are forgotten when it has room
                 self._outbox.forget(self._identity.station, self._arrived)
                 self._arrived = []
-        if self.link.lost is not None:
-            raise DeliveryError(self.link.lost)
-        return acknowledged
-
-
-def _backoff_s(attempt: int, *, refused: bool) -> float:
-    """Seconds before the next attempt: full jitter up to a doubling ceiling; a refusal waits for a person, 30 s."""
-    shortest, longest = BACKOFF_S
-    return longest if refused else random.uniform(0, min(longest, shortest * 2**attempt))  # noqa: S311 -- jitter
+        self.link.check()
+        if now - self._heard_at > self._patience_s:  # a broker may answer pings and still take nothing
+            raise DeliveryError(f"it has acknowledged no verdict for {self._patience_s:.0f} s")
 
 
 class PictureSink:
     """A node's session for pictures: QoS 0 and apart, so that no picture holds up or disconnects a verdict.
 
-    One thread. Without a connection a picture is dropped, and a new connection is tried at most every 5 seconds.
+    One thread. Without a connection, or behind pictures that do not get away, a picture is dropped; a new connection
+    is tried at most every `retry_s` seconds.
     """
 
-    def __init__(self, broker: Broker, node: str) -> None:
+    def __init__(self, broker: Broker, node: str, *, retry_s: float = PICTURE_RETRY_S) -> None:
         self._broker = broker
         self._client_id = f"inspectd-{node}-bulk"
+        self._retry_s = retry_s
         self._link: Link | None = None
         self._next_try = 0.0
+        self._unsent: set[int] = set()
         self.dropped = 0
 
     def show(self, message: Message) -> None:
@@ -373,13 +448,15 @@ class PictureSink:
         if self._link is not None and self._link.lost is not None:
             self.close()
         if self._link is None and time.monotonic() >= self._next_try:
-            self._next_try = time.monotonic() + 5.0
             with suppress(DeliveryError):  # the station's own session reports a broker that is away
-                self._link = Link(self._broker, self._client_id)
+                self._link = Link(self._broker, self._client_id, timeout_s=PICTURE_CONNECT_TIMEOUT_S)
+            self._next_try = time.monotonic() + self._retry_s
         if self._link is not None:
-            with suppress(DeliveryError):
-                self._link.publish(message)
-                return
+            self._unsent -= self._link.take_acknowledged(0)
+            if len(self._unsent) < BACKLOG:
+                with suppress(DeliveryError):
+                    self._unsent.add(self._link.publish(message).mid)
+                    return
         self.dropped += 1
 
     def close(self) -> None:
@@ -387,3 +464,4 @@ class PictureSink:
         if self._link is not None:
             self._link.close()
             self._link = None
+            self._unsent = set()

@@ -17,11 +17,14 @@ class Source(Protocol):
         process, first hands over again, with the same id, what was never settled.
 
         Raises:
-            SourceUnavailableError: there is nothing to take parts from. Call again later.
+            SourceUnavailableError: there is nothing to take parts from, at once or while waiting. Call again later.
         """
 
-    def settle(self, capture: Capture, failure: str | None) -> None:
-        """Let go of a part: its verdict is safe on disk. `failure` is why it was unreadable, None if it was not."""
+    def settle(self, capture: Capture, failure: str | None) -> bool:
+        """Let go of a part: its verdict is safe on disk. `failure` is why it was unreadable, None if it was not.
+
+        False if that is not possible now, so that the record must go on remembering the part.
+        """
 
 
 class SourceUnavailableError(Exception):

@@ -32,6 +32,8 @@ from detectors.base import Image
 RETRY_S = 0.05
 """The first pause before a file that cannot be decoded yet is tried again; then it doubles."""
 
+ROOMS = ("processing", "done", "failed")
+
 BLIND_RESCAN_S = 0.5
 """How often to look where the system grants no events."""
 
@@ -78,9 +80,12 @@ class FolderSource:
         """Yield first what was left in processing/ without a verdict, then each file once it is whole, oldest first.
 
         Raises:
-            SourceUnavailableError: the folder is missing, not writable, or was replaced while it was watched.
+            SourceUnavailableError: the folder is missing or not writable; at once, before the first part. Later,
+                while parts are waited for, also that it was replaced.
         """
-        folder = self._prepare()
+        return self._frames(self._prepare(), stop)
+
+    def _frames(self, folder: tuple[int, int], stop: threading.Event) -> Iterator[Frame | Unreadable]:
         yield from self._left_over(stop)
         arriving: dict[str, _Arrival] = {}
         with watching(self._path, is_candidate) as hints:
@@ -103,9 +108,9 @@ class FolderSource:
                     arriving.setdefault(name, _Arrival(self._path / name)).hint(closed=closed)
 
     def settle(self, capture: Capture, failure: str | None) -> None:
-        """Move a part's file from processing/ to done/ or, beside its failure, to failed/. Any thread may call.
+        """Move a part's file from processing/ to done/ or, beside its failure, to failed/, under today's date in UTC.
 
-        What cannot be moved now is moved when the folder is next looked at.
+        Any thread may call. What cannot be moved now is moved when the folder is next looked at.
         """
         self._settled[capture.id] = failure
         try:
@@ -115,33 +120,24 @@ class FolderSource:
 
     def _prepare(self) -> tuple[int, int]:
         """See that the folder and its rooms are there; put away what `settle` could not. Returns which folder it is."""
+        examine(self._path)
         try:
-            for room in ("processing", "done", "failed"):
+            for room in ROOMS:
                 (self._path / room).mkdir(exist_ok=True)
             here = self._path.stat()
         except OSError as error:
-            raise self._unavailable(error) from error
-        for place in (self._path, self._processing):
-            if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-                raise self._unavailable(PermissionError(f"no permission to change {place}"))
+            raise _unavailable(self._path, error) from error
         for settled in list(self._settled):
             with suppress(OSError):
                 self._put_away(settled)
         return here.st_dev, here.st_ino
-
-    def _unavailable(self, error: OSError) -> SourceUnavailableError:
-        if self._path.is_dir():
-            cure = f"give it to the daemon's user (chown -R inspectd {self._path}), and see to space on its disk"
-        else:
-            cure = f"mount it, or create it (mkdir -p {self._path}) and give it to the daemon's user (chown)"
-        return SourceUnavailableError(f"the folder {self._path} cannot be used: {error}; {cure}")
 
     def _files(self, folder: Path) -> list[str]:
         try:
             with os.scandir(folder) as entries:
                 return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise _unavailable(folder, error) from error
 
     def _left_over(self, stop: threading.Event) -> Iterator[Frame | Unreadable]:
         """Put away the files in processing/ that have verdicts, hand over the others again, as they were claimed."""
@@ -233,6 +229,27 @@ class FolderSource:
             with suppress(FileNotFoundError):  # somebody has removed it by hand
                 path.rename(target)
             del self._held[claim_id], self._settled[claim_id]
+
+
+def examine(folder: Path) -> None:
+    """See whether a folder can be watched, and change nothing.
+
+    Raises:
+        SourceUnavailableError: it is missing, or parts in it cannot be claimed; the message says how to mend it.
+    """
+    for place in (folder, *(folder / room for room in ROOMS if (folder / room).exists())):
+        if not place.is_dir():
+            raise _unavailable(folder, NotADirectoryError(f"there is no folder {place}"))
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise _unavailable(folder, PermissionError(f"no permission to change {place}"))
+
+
+def _unavailable(folder: Path, error: OSError) -> SourceUnavailableError:
+    if folder.is_dir():
+        cure = f"give it to the daemon's user (chown -R inspectd {folder}), and see to space on its disk"
+    else:
+        cure = f"mount it, or create it (mkdir -p {folder}) and give it to the daemon's user (chown)"
+    return SourceUnavailableError(f"the folder {folder} cannot be used: {error}; {cure}")
 
 
 class _State(NamedTuple):

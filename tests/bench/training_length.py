@@ -1,13 +1,12 @@
 """How long to train, decided without a single real defect.
 
-For each folder of good parts: learn on two thirds, and at growing numbers of steps measure how well the held-out third is
-told from itself with pseudo-anomalies painted in (pasted patches, thin scars, blotches). The default of
-`inspectd train --epochs` comes from this table.
+For each folder of good parts: learn on two thirds, and at growing numbers of steps measure how well the held-out
+third is told from itself with pseudo-anomalies painted in (pasted patches, thin scars, blotches). The default
+of `inspectd train --epochs` comes from this table.
 
     python -m tests.bench.training_length DIR... --backbone efficientnet_lite0 [--weights FILE] [--steps 320]
 """
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +56,13 @@ def paint(image: Image, donor: Image, rng: np.random.Generator) -> tuple[Image, 
     return painted, np.abs(painted.astype(int) - image).max(axis=2) > 8
 
 
-def measure(network: ReverseDistillation, preprocess: Preprocess, good: list[Image], bad: list[Image], masks: list[NDArray[np.bool_]]) -> tuple[float, float]:
+def measure(
+    network: ReverseDistillation,
+    preprocess: Preprocess,
+    good: list[Image],
+    bad: list[Image],
+    masks: list[NDArray[np.bool_]],
+) -> tuple[float, float]:
     """Image and pixel AUROC of pseudo-anomalies against the same parts without."""
     maps = AnomalyMap(preprocess.size, [preprocess.size // s for s in (4, 8, 16)])
     network.eval()
@@ -110,7 +115,11 @@ def main(
                 step += 1
                 if step in LENGTHS:
                     image, pixel = measure(network, preprocess, held, [p for p, _ in painted], [m for _, m in painted])
-                    print(f"{folder.parent.parent.name:<14} {backbone} {'rd4ad' if rd4ad else 'sk_rd4ad'} steps {step:4d} epochs {epoch:3d} loss {value.item():.4f} image {image:.3f} pixel {pixel:.3f}", flush=True)
+                    name = f"{folder.parent.parent.name:<14} {backbone} {'rd4ad' if rd4ad else 'sk_rd4ad'}"
+                    typer.echo(
+                        f"{name} steps {step:4d} epochs {epoch:3d} loss {value.item():.4f} "
+                        f"image {image:.3f} pixel {pixel:.3f}"
+                    )
                 if step >= steps:
                     break
 

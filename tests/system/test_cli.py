@@ -1,0 +1,218 @@
+"""The command line as people use it: what it writes, what it says, and with which status it leaves."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+from PIL import Image as Pillow
+
+from tests.system.conftest import Run, write_part
+
+
+def test_train_leaves_a_calibrated_model_and_the_split_it_was_made_with(model: Path, data: Path) -> None:
+    split = json.loads((model / "split.json").read_text())
+    assert len(split["learned"]) == 16
+    assert len(split["held_out"]) == 8
+    assert sorted({**split["learned"], **split["held_out"]}) == sorted(p.name for p in (data / "train/good").iterdir())
+    calibration = json.loads((model / "calibration.json").read_text())
+    assert len(calibration["scores"]) == 8
+    assert calibration["threshold"] == max(calibration["scores"])
+    assert calibration["alpha_carried"] == pytest.approx(1 / 9)
+    assert {p.name for p in model.iterdir()} == {
+        "manifest.json",
+        "teacher.safetensors",
+        "student.safetensors",
+        "split.json",
+        "calibration.json",
+    }
+
+
+def test_too_few_good_parts_are_said_loudly_with_what_they_carry(model: Path, data: Path, inspectd: Run) -> None:
+    copy = model.with_name("too-few")
+    shutil.copytree(model, copy)
+    done = inspectd("calibrate", "--model", copy, "--good", data / "test/good", "--alpha", "0.01")
+    assert done.returncode == 0, done.stderr
+    assert "TOO FEW GOOD PARTS" in done.stdout
+    assert re.search(r"6 good parts carry no less than α = 14 %; 1 % needs 99", done.stdout)
+
+
+def test_calibrate_leaves_out_what_the_model_has_learned(model: Path, data: Path, inspectd: Run) -> None:
+    copy = model.with_name("left-out")
+    shutil.copytree(model, copy)
+    done = inspectd("calibrate", "--model", copy, "--good", data / "train/good", "--alpha", "0.2")
+    assert "16 of 24 images trained this model and are left out" in done.stdout
+    assert len(json.loads((copy / "calibration.json").read_text())["scores"]) == 8
+
+
+def test_evaluate_writes_every_figure(model: Path, data: Path, inspectd: Run, tmp_path: Path) -> None:
+    done = inspectd("evaluate", "--model", model, "--data", data, "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {
+        "image_auroc",
+        "pixel_auroc",
+        "aupro",
+        "threshold",
+        "alpha",
+        "false_reject_rate",
+        "escape_rate",
+        "n_good",
+        "n_defect",
+        "latency_ms_p50",
+    } <= figures.keys()
+    assert (figures["n_good"], figures["n_defect"]) == (6, 4)
+    assert figures["present"] == {"dent": 1, "missing_hole": 1, "scratch": 1, "stain": 1}
+    assert "image AUROC" in done.stdout
+
+
+def test_predict_judges_as_calibrated_and_draws_overlays(
+    model: Path, data: Path, inspectd: Run, tmp_path: Path
+) -> None:
+    parts = [data / "test/good/000.png", data / "test/stain/000.png"]
+    done = inspectd("predict", "--model", model, *parts, "--overlays", tmp_path / "look")
+    assert done.returncode == 0, done.stderr
+    overlays = sorted((tmp_path / "look").iterdir())
+    assert len(overlays) == 2  # of the same stem, neither overwritten
+    for path in overlays:
+        with Pillow.open(path) as picture:
+            assert max(picture.size) >= 512
+
+
+def test_predict_names_what_it_cannot_read_and_judges_the_rest(
+    model: Path, data: Path, inspectd: Run, tmp_path: Path
+) -> None:
+    torn = tmp_path / "torn.jpg"
+    good = cv2.imread(str(data / "test/good/000.png"))
+    torn.write_bytes(cv2.imencode(".jpg", good)[1].tobytes()[:-300])
+    done = inspectd("predict", "--model", model, torn, data / "test/good/000.png", tmp_path / "nowhere.png")
+    assert done.returncode == 1
+    assert "ERROR" in done.stdout
+    assert "PASS" in done.stdout or "FAIL" in done.stdout
+
+
+@pytest.mark.parametrize("reason", ["no such folder", "empty folder", "mvtec root", "finished", "backbone", "weights"])
+def test_train_refuses_what_cannot_work_and_says_what_to_do(
+    reason: str, model: Path, data: Path, inspectd: Run, tmp_path: Path
+) -> None:
+    good, out, extra = data / "train/good", tmp_path / "model", []
+    match reason:
+        case "no such folder":
+            good, words = tmp_path / "nowhere", "no such folder: .*nowhere"
+        case "empty folder":
+            good, words = tmp_path, "holds no image"
+        case "mvtec root":
+            good, words = data, "did you mean .*train/good"
+        case "finished":
+            out, words = model, "already holds a finished model.*--overwrite"
+        case "backbone":
+            extra, words = ["--backbone", "vgg"], "no backbone is called 'vgg'; choose one of .*wide_resnet50_2"
+        case _:
+            extra, words = ["--weights", str(tmp_path / "none.pth")], "no such weights file"
+    done = inspectd("train", "--good", good, "--out", out, *extra)
+    assert done.returncode in (1, 78)
+    assert re.search(words, done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_image_that_cannot_be_read_stops_a_training_by_its_name(data: Path, inspectd: Run, tmp_path: Path) -> None:
+    shutil.copytree(data / "train/good", tmp_path / "good")
+    (tmp_path / "good/torn.png").write_text("hello")
+    done = inspectd("train", "--good", tmp_path / "good", "--out", tmp_path / "model", "--size", "64", "--epochs", "1")
+    assert done.returncode == 1
+    assert "torn.png" in done.stderr
+
+
+def test_training_interrupted_from_the_keyboard_goes_on_where_it_was(data: Path, inspectd: Run, tmp_path: Path) -> None:
+    command = ["train", "--good", data / "train/good", "--size", "64", "--epochs", "6"]
+    program = [str(Path(sys.executable).with_name("inspectd")), *map(str, command), "--out", str(tmp_path / "torn")]
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "torn/checkpoint.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 130, said
+    assert inspectd(*command, "--out", tmp_path / "torn").returncode == 0
+    assert inspectd(*command, "--out", tmp_path / "whole").returncode == 0
+    torn, whole = (json.loads((tmp_path / n / "manifest.json").read_text())["files"] for n in ("torn", "whole"))
+    assert torn == whole
+
+
+def test_a_calibration_of_another_model_is_refused(model: Path, data: Path, inspectd: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    done = inspectd(
+        "train", "--good", data / "train/good", "--out", other, "--size", "64", "--epochs", "1", "--seed", "7"
+    )
+    assert done.returncode == 0, done.stderr
+    shutil.copy(model / "calibration.json", other / "calibration.json")
+    done = inspectd("predict", "--model", other, data / "test/good/000.png")
+    assert done.returncode == 78
+    assert "made for another model" in done.stderr
+    assert "inspectd calibrate" in done.stderr
+
+
+def test_a_model_of_an_unknown_detector_is_refused(model: Path, data: Path, inspectd: Run, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    shutil.copytree(model, foreign)
+    manifest = foreign / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"sk_rd4ad"', '"patchcore"'))
+    done = inspectd("predict", "--model", foreign, data / "test/good/000.png")
+    assert done.returncode == 78
+    assert "patchcore" in done.stderr
+
+
+def write_config(folder: Path, model: Path, more: str = "") -> Path:
+    config = folder / "inspectd.toml"
+    config.write_text(
+        f'{more}\n[mqtt]\nhost = "127.0.0.1"\n[[station]]\nname = "cam1"\nmodel = "{model}"\n'
+        '[station.source]\ntype = "folder"\npath = "incoming"\n'
+    )
+    return config
+
+
+def test_check_approves_a_sound_station_and_names_every_fault_of_another(
+    model: Path, inspectd: Run, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, model)
+    done = inspectd("check", "--config", config)
+    assert done.returncode == 78
+    assert re.search(r"station cam1: the folder .*incoming cannot be used.*mkdir -p", done.stderr)
+    write_part(tmp_path / "incoming/waiting.png", 1)
+    done = inspectd("check", "--config", config)
+    assert done.returncode == 0, done.stderr
+    assert "8 good parts carry" in done.stdout
+    assert (tmp_path / "incoming/waiting.png").exists()
+    assert not (tmp_path / "state").exists()
+    done = inspectd("check", "--config", write_config(tmp_path, tmp_path / "nowhere"))
+    assert done.returncode == 78
+    assert "no model folder" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("[mqtt\nhost", "line 1"), ('colour = "red"', "colour: is not an option"), ("", "mqtt: is missing")],
+)
+def test_a_wrong_configuration_is_named_and_ends_with_78(
+    command: str, content: str, words: str, inspectd: Run, tmp_path: Path
+) -> None:
+    config = tmp_path / "inspectd.toml"
+    config.write_text(content)
+    done = inspectd(command, "--config", config)
+    assert done.returncode == 78
+    assert words in done.stderr
+    assert str(config) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_options_end_with_2_and_a_hint(inspectd: Run) -> None:
+    done = inspectd("train", "--goood", "x")
+    assert done.returncode == 2
+    assert "--good" in done.stderr
