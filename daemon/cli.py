@@ -98,7 +98,7 @@ def main() -> NoReturn:
 
 
 @app.command()
-def train(  # noqa: PLR0917 -- typer's options are keyword-only for users
+def train(
     good: Annotated[Path, typer.Option(help="Folder of images of good parts.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
     detector: Annotated[DetectorName, typer.Option(help="What to train.")] = DetectorName.sk_rd4ad,

@@ -35,7 +35,7 @@ from demo.subscriber import Subscriber
 from demo.workshop import Order, make
 from detectors.base import Image
 
-EPOCHS = 5
+EPOCHS = 3
 """Enough for the rendered parts, which lie in place, and about a minute on two cores."""
 
 _MARK = ".inspectd-demo"
@@ -116,7 +116,9 @@ def demo(
             length = [] if epochs is None else ["--epochs", str(epochs)]
             _inspectd("train", "--good", data / "train" / "good", "--out", out / "model", "--seed", str(seed), *length)
         with stage("Daemon", "It watches a folder, judges what arrives, and publishes."):
-            plant = running.enter_context(_plant(out, serving))
+            plant = _plant(out, serving)
+            with console.status("starting"):
+                running.enter_context(plant)
             console.print(f"It is online, as it says on inspectd/cam1/status; its log is {plant.daemon.log}.")
 
         random.Random(seed).shuffle(parts)
@@ -139,7 +141,7 @@ def demo(
         with stage("Pictures", "Good parts and each defect, from the highest score to the lowest, go on one sheet."):
             shown = selection(parts, plant.subscriber.verdicts, good=12, per_defect=3)
             with console.status(f"judging {len(shown)} parts again, for their anomaly maps"):
-                _write(sheet, contact_sheet(shown, out / "model", f"inspectd demo · {balance.headline()}"))
+                _write(sheet, contact_sheet(shown, out / "model", f"inspectd · {balance.headline()}"))
 
     provenance = {
         "contact_sheet": str(sheet),

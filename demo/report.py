@@ -31,13 +31,13 @@ class Board:
     def __rich__(self) -> Table:
         """Draw the table."""
         news = self._subscriber.news[self._start :]
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=self._totals(), caption_justify="left")
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=self._totals(), caption_justify="left")
         table.add_column("time", style="dim")
-        table.add_column("part", min_width=16)
-        table.add_column("verdict", min_width=9)
+        table.add_column("part", min_width=16, max_width=24, no_wrap=True)
+        table.add_column("verdict")
         for heading in ("score", "p-value", "latency"):
-            table.add_column(heading, justify="right", min_width=7)
-        table.add_column("truth", min_width=18)
+            table.add_column(heading, justify="right", min_width=6)
+        table.add_column("truth", min_width=14)
         for entry in news[-_ROWS:]:
             if isinstance(entry, Verdict):
                 table.add_row(*self._row(entry))
@@ -54,7 +54,7 @@ class Board:
             f"[{_COLOURS[verdict.outcome]}]{verdict.outcome}[/]",
             f"{verdict.score:.2f} ×" if measured else "–",
             f"{verdict.p_value:.3f}" if measured else "–",
-            f"{1000 * (verdict.at - self._dropped[verdict.part_id]):.0f} ms",
+            _duration(verdict.at - self._dropped[verdict.part_id]),
             _truth(part, verdict),
         )
 
@@ -85,6 +85,8 @@ class Balance:
     gapless: bool
     good: int
     false_rejects: int
+    fpr_target: float | None
+    """The share of good parts that the calibration lets be rejected, as the verdicts tell it; None without one."""
     escapes: Mapping[str, tuple[int, int]]
     """Passed and present, by defect."""
     latency_ms: Sequence[float]
@@ -112,6 +114,7 @@ class Balance:
             gapless={verdict.seq for verdict in by_id.values()} == set(range(1, len(by_id) + 1)),
             good=len(good),
             false_rejects=sum(name in by_part and name not in passed for name in good),
+            fpr_target=received[-1].fpr_target if received else None,
             escapes={kind: (sum(name in passed for name in bad[kind]), len(bad[kind])) for kind in sorted(bad)},
             latency_ms=[1000 * (by_part[p.id].at - dropped[p.id]) for p in undisturbed if p.id in by_part],
         )
@@ -137,9 +140,10 @@ class Balance:
 
     def headline(self) -> str:
         """Give the balance in one line."""
+        p50 = self.latency(50)
         return (
-            f"{self.parts} parts, {self.verdicts} verdicts, {self.lost} lost · {self.false_rejects} of {self.good} "
-            f"good parts rejected · {self.escaped} of {self.bad} bad parts passed"
+            f"{self.parts} parts, {self.lost} lost · {self.false_rejects} of {self.good} good rejected · "
+            f"{self.escaped} of {self.bad} bad passed" + ("" if p50 is None else f" · p50 {p50:.0f} ms")
         )
 
     def panel(self, overlays: int, files: Mapping[str, Path]) -> Panel:
@@ -151,7 +155,8 @@ class Balance:
         grid.add_row("parts", f"{self.parts} on the line, [{tone}]{self.verdicts} verdicts, {self.lost} lost[/]")
         sequence = "numbered without a gap" if self.gapless else "[red]numbered with a gap[/]"
         grid.add_row("record", f"{sequence}, {self.duplicates} judged twice, {self.redelivered} delivered again")
-        grid.add_row("false rejects", f"{self.false_rejects} of {self.good} good parts")
+        target = "" if self.fpr_target is None else f"; the threshold is set for {100 * self.fpr_target:.2g} %"
+        grid.add_row("false rejects", f"{self.false_rejects} of {self.good} good parts{target}")
         kinds = ", ".join(f"{kind} {passed} of {present}" for kind, (passed, present) in self.escapes.items())
         grid.add_row("escapes", f"{self.escaped} of {self.bad} bad parts: {kinds}")
         if self.latency_ms:
@@ -212,7 +217,11 @@ def _presence(status: Status) -> str:
     return "[green]online[/]" if status.online else "[red]offline[/]"
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 10 else f"{1000 * seconds:.0f} ms"
+
+
 def _truth(part: Part, verdict: Verdict) -> str:
     if part.good is not verdict.reject:
-        return f"{part.defect} [green]✓[/]"
-    return f"{part.defect} [bold red]✗ {'false reject' if part.good else 'escape'}[/]"
+        return "[green]✓[/]"
+    return f"[bold red]✗ {'false reject' if part.good else 'escape'}[/]"

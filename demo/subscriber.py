@@ -29,6 +29,7 @@ class Verdict:
     reject: bool
     score: float
     p_value: float
+    fpr_target: float
     infer_ms: float
 
 
@@ -115,5 +116,6 @@ def _verdict(payload: bytes | bytearray, now: float) -> Verdict:
         reject=content["reject"],
         score=content["score"],
         p_value=content["p_value"],
+        fpr_target=content["fpr_target"],
         infer_ms=content["latency_ms"]["infer"],
     )

@@ -107,16 +107,18 @@ class FolderSource:
                 for name, closed in hints.wait():
                     arriving.setdefault(name, _Arrival(self._path / name)).hint(closed=closed)
 
-    def settle(self, capture: Capture, failure: str | None) -> None:
+    def settle(self, capture: Capture, failure: str | None) -> bool:
         """Move a part's file from processing/ to done/ or, beside its failure, to failed/, under today's date in UTC.
 
-        Any thread may call. What cannot be moved now is moved when the folder is next looked at.
+        Any thread may call. False if it cannot be moved now; then it is moved when the folder is next looked at.
         """
         self._settled[capture.id] = failure
         try:
             self._put_away(capture.id)
         except OSError as error:
             log.warning("a judged file stays in processing for now", station=self._station, reason=str(error))
+            return False
+        return True
 
     def _prepare(self) -> tuple[int, int]:
         """See that the folder and its rooms are there; put away what `settle` could not. Returns which folder it is."""

@@ -31,6 +31,7 @@ LENGTHS = (10, 20, 40, 60, 80, 120, 160, 240, 320, 480, 640)
 def paint(image: Image, donor: Image, rng: np.random.Generator) -> tuple[Image, NDArray[np.bool_]]:
     """Paint one pseudo-anomaly; gives the image and where it differs."""
     height, width = image.shape[:2]
+    donor = cv2.resize(donor, (width, height))
     mask = np.zeros((height, width), np.float32)
     centre = (int(rng.uniform(0.25, 0.75) * width), int(rng.uniform(0.25, 0.75) * height))
     kind = rng.integers(3)

@@ -1,0 +1,307 @@
+"""What subscribers rely on does not move: bytes, keys, types and sizes, whatever a part or a file is called."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon import contract
+from daemon.contract import Identity, Message, StationState
+from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+IDENTITY = Identity(
+    prefix="acme/lyon/press",
+    node="edge7",
+    station="top",
+    boot_id="9f31c2aa",
+    model="flange-a",
+    model_sha256="3b7e0c5d9a1f" * 5 + "beef",
+    calibration="51c0ffee51c0",
+    fpr_target=0.01,
+)
+CAPTURE = Capture(
+    id="01JDA5ZK3V9Q4W8R7T6Y5M2N1P",
+    station="top",
+    part_id="SN-00091827364",
+    captured_at=datetime(2026, 11, 22, 7, 58, 3, 482_000, UTC),
+    seen_at=17.25,
+    origin="/srv/press/top/SN-00091827364.png",
+)
+PASSED = Verdict(
+    seq=184213,
+    capture=CAPTURE,
+    decision=Decision(Outcome.PASS, Reason.NONE, "", 0.4375, 0.3125, 0.5),
+    decided_at=datetime(2026, 11, 22, 7, 58, 3, 731_999, UTC),
+    latency=Latency(queue=1.5, infer=41.0625, total=249.999),
+)
+FAILED = replace(PASSED, decision=Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 0.91875, 0.001, 0.5))
+UNCERTAIN = replace(PASSED, decision=Decision(Outcome.UNCERTAIN, Reason.NONE, "", 0.5, 0.01, 0.5))
+UNREADABLE = replace(
+    PASSED,
+    decision=Decision(Outcome.ERROR, Reason.DECODE_FAILED, 'Größe 0: "leer"', None, None, 0.5),
+    latency=Latency(queue=0.0, infer=0.00004, total=1e7),
+)
+STATE = StationState("ContinuousExecution", "online", 41, 0, 184213, 86211)
+AT = datetime(2026, 11, 22, 7, 58, 4, 1_000, UTC)
+
+PAYLOADS: dict[str, Callable[[], bytes]] = {
+    "verdict_pass.json": lambda: contract.encode_verdict(IDENTITY, PASSED),
+    "verdict_error.json": lambda: contract.encode_verdict(IDENTITY, UNREADABLE),
+    "plc.json": lambda: contract.encode_actuation(IDENTITY, FAILED, 2.0).payload,
+    "status.json": lambda: contract.encode_status(IDENTITY, online=True, reason="running", at=AT).payload,
+    "state.json": lambda: contract.encode_state(IDENTITY, STATE, AT).payload,
+}
+
+characters = st.one_of(
+    st.characters(max_codepoint=0x1F),
+    st.sampled_from('"\\/\x7f\u2028é\U0001f600\udc80\udcff'),
+    st.characters(codec=None),
+)
+texts = st.one_of(st.text(characters, max_size=300), characters.map(lambda character: 5000 * character))
+finite = st.floats(allow_nan=False, allow_infinity=False)
+measured = st.one_of(finite, st.floats(-1e-3, 1e-3))
+moments = st.datetimes(
+    min_value=datetime(1970, 1, 2),  # noqa: DTZ001 -- hypothesis adds the zone
+    max_value=datetime(9999, 12, 30),  # noqa: DTZ001
+    timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=45))]),
+)
+unhurried = settings(deadline=None, max_examples=150)
+
+
+@st.composite
+def verdicts(draw: st.DrawFn) -> Verdict:
+    outcome = draw(st.sampled_from(Outcome))
+    blind = outcome is Outcome.ERROR and draw(st.booleans())
+    capture = Capture("0" * 26, "s" * 32, draw(texts), draw(moments), 0.0, draw(texts))
+    decision = Decision(
+        outcome,
+        draw(st.sampled_from(Reason)),
+        draw(texts),
+        None if blind else draw(measured),
+        None if blind else draw(st.floats(0, 1)),
+        draw(st.floats(min_value=0, exclude_min=True, allow_infinity=False)),
+    )
+    latency = Latency(draw(measured), draw(measured), draw(measured))
+    return Verdict(draw(st.integers(1, 2**53 - 1)), capture, decision, draw(moments), latency)
+
+
+@st.composite
+def identities(draw: st.DrawFn) -> Identity:
+    return Identity("p", "n" * 32, "s" * 32, "b" * 8, draw(texts), "f" * 64, "c" * 12, draw(st.floats(0, 1)))
+
+
+def leaves(content: object) -> Iterator[object]:
+    if isinstance(content, dict):
+        for inner in content.values():
+            yield from leaves(inner)
+    else:
+        yield content
+
+
+def parse(payload: bytes) -> dict[str, Any]:
+    """Read a payload as a strict consumer does, and see that its numbers are plain."""
+
+    def plain(text: str) -> float:
+        assert re.fullmatch(r"-?\d+\.\d+", text), text
+        return float(text)
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no number")
+
+    content: dict[str, Any] = json.loads(payload.decode(), parse_float=plain, parse_constant=refuse)
+    assert None not in list(leaves(content))
+    return content
+
+
+def shape(content: object) -> object:
+    """The keys in their order, each with the type of its value."""
+    if isinstance(content, dict):
+        return [(key, shape(value)) for key, value in content.items()]
+    return type(content)
+
+
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_a_payload_is_the_stored_one_to_the_byte(name: str) -> None:
+    assert PAYLOADS[name]() == (GOLDEN / name).read_bytes()
+
+
+@unhurried
+@given(identities(), verdicts())
+def test_every_verdict_is_plain_whole_and_small_whatever_the_texts(identity: Identity, verdict: Verdict) -> None:
+    payload = contract.encode_verdict(identity, verdict)
+    content = parse(payload)
+    assert len(payload) <= contract.VERDICT_LIMIT == 2048
+    assert shape(content) == shape(parse(PAYLOADS["verdict_pass.json"]()))
+    assert content["reject"] == (content["verdict"] != "PASS")
+    assert content["replayed"] is False
+
+
+@unhurried
+@given(identities(), verdicts(), st.floats(0.001, 3600))
+def test_every_actuation_is_plain_whole_and_small_whatever_the_texts(
+    identity: Identity, verdict: Verdict, ttl_s: float
+) -> None:
+    message = contract.encode_actuation(identity, verdict, ttl_s)
+    content = parse(message.payload)
+    assert len(message.payload) <= contract.ACTUATION_LIMIT == 256
+    assert len(content["p"].encode()) <= 32
+    assert shape(content) == shape(parse(PAYLOADS["plc.json"]()))
+    assert content["r"] == (verdict.decision.outcome is not Outcome.PASS)
+    assert message.expires_s == max(1, int(ttl_s))
+    assert not message.retain
+
+
+@unhurried
+@given(verdicts())
+def test_every_picture_comment_is_plain_and_small(verdict: Verdict) -> None:
+    comment = contract.encode_picture_comment(verdict)
+    content = parse(comment)
+    assert len(comment) <= 512
+    assert content["id"] == verdict.capture.id
+    assert content["seq"] == verdict.seq
+
+
+@unhurried
+@given(identities(), st.sampled_from(sorted(contract.STATES)), st.integers(0, 2**53 - 1), moments)
+def test_state_and_status_stay_small(identity: Identity, state: str, number: int, at: datetime) -> None:
+    condition = StationState(state, "offline", number, number, number, number)
+    told = contract.encode_state(identity, condition, at).payload
+    assert len(told) <= 512
+    assert shape(parse(told)) == shape(parse(PAYLOADS["state.json"]()))
+    for reason in ("running", "stopped", "lost"):
+        status = contract.encode_status(identity, online=False, reason=reason, at=at).payload
+        assert len(status) <= 256
+        assert shape(parse(status)) == shape(parse(PAYLOADS["status.json"]()))
+
+
+@unhurried
+@given(verdicts())
+def test_both_forms_of_each_time_are_the_same_millisecond(verdict: Verdict) -> None:
+    content = parse(contract.encode_verdict(IDENTITY, verdict))
+    for text, number in (("ts", "ts_ms"), ("capture_ts", "capture_ts_ms")):
+        assert content[text].endswith("Z")
+        at = datetime.fromisoformat(content[text]) - datetime(1970, 1, 1, tzinfo=UTC)
+        assert at // timedelta(milliseconds=1) == content[number]
+
+
+@unhurried
+@given(identities(), verdicts())
+def test_replaying_changes_that_flag_alone_and_only_once(identity: Identity, verdict: Verdict) -> None:
+    payload = contract.encode_verdict(identity, verdict)
+    replayed = contract.as_replayed(payload)
+    assert parse(replayed) == parse(payload) | {"replayed": True}
+    assert len(replayed) == len(payload) - 1
+    assert contract.as_replayed(replayed) == replayed
+
+
+@pytest.mark.parametrize(
+    ("verdict", "name", "code", "result_state", "reject"),
+    [
+        (PASSED, "PASS", 1, 1, False),
+        (FAILED, "FAIL", 2, 1, True),
+        (UNCERTAIN, "UNCERTAIN", 3, 1, True),
+        (UNREADABLE, "ERROR", 0, 4, True),
+    ],
+)
+def test_outcomes_have_the_numbers_of_opc_and_all_but_pass_reject(
+    verdict: Verdict, name: str, code: int, result_state: int, *, reject: bool
+) -> None:
+    record = parse(contract.encode_verdict(IDENTITY, verdict))
+    gate = parse(contract.encode_actuation(IDENTITY, verdict, 2.0).payload)
+    assert (record["verdict"], record["verdict_code"], record["result_state"]) == (name, code, result_state)
+    assert record["reject"] is gate["r"] is reject
+    assert gate["c"] == code
+    assert gate["s"] == record["seq"]
+    assert gate["t"] == record["ts_ms"]
+
+
+def test_scores_are_multiples_of_the_threshold() -> None:
+    content = parse(contract.encode_verdict(IDENTITY, FAILED))
+    assert (content["score"], content["threshold"], content["margin"]) == (1.8375, 1.0, -0.8375)
+    assert (content["score_raw"], content["threshold_raw"], content["p_value"]) == (0.91875, 0.5, 0.001)
+
+
+def test_what_was_not_measured_is_minus_one() -> None:
+    content = parse(contract.encode_verdict(IDENTITY, UNREADABLE))
+    assert {content[key] for key in ("score", "margin", "score_raw", "p_value")} == {-1.0}
+    assert parse(contract.encode_actuation(IDENTITY, UNREADABLE, 2.0).payload)["sc"] == -1.0
+
+
+def test_a_score_far_above_a_tiny_threshold_is_bounded_instead_of_infinite() -> None:
+    decision = Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 1e300, 0.01, 1e-300)
+    content = parse(contract.encode_verdict(IDENTITY, replace(PASSED, decision=decision)))
+    assert content["score"] == 9e15
+    assert content["margin"] == -9e15
+
+
+def test_texts_are_whole_where_they_fit_and_cut_at_a_character_where_not() -> None:
+    def named(part_id: str) -> Verdict:
+        return replace(PASSED, capture=replace(CAPTURE, part_id=part_id))
+
+    def in_plc(part_id: str) -> object:
+        return parse(contract.encode_actuation(IDENTITY, named(part_id), 2.0).payload)["p"]
+
+    assert in_plc("p" * 32) == "p" * 32
+    assert in_plc("p" * 33) == "p" * 32
+    assert in_plc("é" * 40) == "é" * 16
+    assert in_plc("a" + "\U0001f600" * 9) == "a" + "\U0001f600" * 7
+    assert in_plc('"' * 40) == '"' * 16
+    assert parse(contract.encode_verdict(IDENTITY, named("Teil-äöü-\U0001f600")))["part_id"] == "Teil-äöü-\U0001f600"
+
+
+def test_a_name_that_is_no_text_does_not_stop_the_line() -> None:
+    capture = replace(CAPTURE, part_id="part-\udcff", origin="/srv/part-\udcff.png")
+    verdict = replace(PASSED, capture=capture)
+    content = parse(contract.encode_verdict(IDENTITY, verdict))
+    assert (content["part_id"], content["source"]) == ("part-?", "/srv/part-?.png")
+    assert parse(contract.encode_actuation(IDENTITY, verdict, 2.0).payload)["p"] == "part-?"
+    assert parse(contract.encode_picture_comment(verdict))["part_id"] == "part-?"
+
+
+def messages() -> dict[str, Message]:
+    payload = contract.encode_verdict(IDENTITY, PASSED)
+    return {
+        "status": contract.encode_status(IDENTITY, online=True, reason="running", at=AT),
+        "state": contract.encode_state(IDENTITY, STATE, AT),
+        "verdict": contract.record(IDENTITY, payload),
+        "last": contract.last(IDENTITY, payload),
+        "plc": contract.encode_actuation(IDENTITY, PASSED, 2.0),
+        "image/overlay": contract.overlay(IDENTITY, b"\xff\xd8"),
+    }
+
+
+def test_every_topic_is_a_leaf_of_the_station_and_none_is_above_another() -> None:
+    topics = [message.topic for message in messages().values()]
+    assert topics == [f"acme/lyon/press/top/{leaf}" for leaf in messages()]
+    assert not [(one, other) for one in topics for other in topics if other.startswith(one + "/")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,32}(/[A-Za-z0-9_-]{1,32}){0,9}", topic) for topic in topics)
+
+
+def test_what_lasts_is_retained_what_is_late_expires_and_only_pictures_may_be_lost() -> None:
+    sent = messages()
+    assert {leaf for leaf, message in sent.items() if message.retain} == {"status", "state", "last"}
+    assert {leaf: message.expires_s for leaf, message in sent.items() if message.expires_s} == {
+        "last": 3600,
+        "plc": 2,
+        "image/overlay": 60,
+    }
+    assert {leaf for leaf, message in sent.items() if message.qos == 0} == {"image/overlay"}
+    assert {leaf for leaf, message in sent.items() if message.content_type != "application/json"} == {"image/overlay"}
+
+
+def test_ready_follows_the_state() -> None:
+    ready = {}
+    for state, number in contract.STATES.items():
+        content = parse(contract.encode_state(IDENTITY, replace(STATE, state=state), AT).payload)
+        assert content["state_no"] == number
+        ready[state] = content["ready"]
+    assert ready == {"Preoperational": False, "Error": False, "Ready": True, "ContinuousExecution": True}
