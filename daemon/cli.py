@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -161,7 +162,7 @@ def calibrate(
     if not held:
         raise DatasetError(f"every image in {good} was used to train {model}; calibrate on other good parts")
     if len(held) < len(pool):
-        out.print(f"{len(pool) - len(held)} of {len(pool)} images trained this model and are left out.")
+        out.print(f"{len(pool) - len(held)} of {len(pool)} images trained this model and are left out.", soft_wrap=True)
     _calibrate(model, held, alpha, device)
 
 
@@ -232,15 +233,15 @@ def predict(
             image = images.read(path)
         except (UndecodableError, OSError) as error:
             unreadable += 1
-            table.add_row(str(path), _badge(Outcome.ERROR), str(error), "")
+            table.add_row(escape(str(path)), _badge(Outcome.ERROR), escape(str(error)), "")
             continue
         (prediction,) = detector.predict([image])
         decision = judgement.judge(prediction, calibration)
         if decision.score is None or decision.p_value is None:
-            table.add_row(str(path), _badge(decision.outcome), decision.detail, "")
+            table.add_row(escape(str(path)), _badge(decision.outcome), escape(decision.detail), "")
             continue
         ratio = decision.score / decision.threshold
-        table.add_row(str(path), _badge(decision.outcome), f"{ratio:.3f}", f"{decision.p_value:.4f}")
+        table.add_row(escape(str(path)), _badge(decision.outcome), f"{ratio:.3f}", f"{decision.p_value:.4f}")
         if overlays is not None:
             detail = f"score {ratio:.2f} × threshold · p {decision.p_value:.3f}"
             caption = overlay.Caption(decision.outcome, path.name, detail)
@@ -271,7 +272,7 @@ def check(config: ConfigOption) -> None:
 
     settings = load(config)
     faults: list[str] = []
-    out.print(f"[green]ok[/]    {config}: {len(settings.stations)} station(s), broker {settings.mqtt.host}")
+    _tell("[green]ok[/]  ", f"{config}: {len(settings.stations)} station(s), broker {settings.mqtt.host}")
     for station in settings.stations:
         try:
             detector = build_detector(station.model, settings.device, settings.threads)
@@ -280,18 +281,18 @@ def check(config: ConfigOption) -> None:
             faults.append(f"station {station.name}: {error}")
         else:
             asked, carried = calibration.alpha, calibration.alpha_carried
-            tone = "[green]ok[/]   " if calibration.carries else "[yellow]weak[/] "
             need = "" if calibration.carries else f"; {asked:.2%} needs {smallest_sample(asked)}"
-            out.print(
-                f"{tone} station {station.name}: model {station.model}, {calibration.good_parts} good parts carry "
-                f"α = {carried:.2%}{need}"
+            _tell(
+                "[green]ok[/]  " if calibration.carries else "[yellow]weak[/]",
+                f"station {station.name}: model {station.model}, {calibration.good_parts} good parts carry "
+                f"α = {carried:.2%}{need}",
             )
         try:
             examine(station.source.path)
         except SourceUnavailableError as error:
             faults.append(f"station {station.name}: {error}")
         else:
-            out.print(f"[green]ok[/]    station {station.name}: folder {station.source.path}")
+            _tell("[green]ok[/]  ", f"station {station.name}: folder {station.source.path}")
     if faults:
         raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
 
@@ -359,6 +360,10 @@ def _free(path: Path) -> Path:
 
 def _figure(value: float) -> str:
     return "no masks" if math.isnan(value) else f"{value:.4f}"
+
+
+def _tell(mark: str, text: str) -> None:
+    out.print(f"{mark}  {escape(text)}", soft_wrap=True)
 
 
 def _badge(outcome: Outcome) -> str:

@@ -218,7 +218,7 @@ class Link:
 
     def _on_disconnect(self, _: Client, __: object, ___: DisconnectFlags, why: ReasonCode, ____: object) -> None:
         with self._changed:
-            self._lost = self._lost or str(why)
+            self._lost = self._lost or ("the connection broke" if why == "Unspecified error" else str(why))
             self._changed.notify_all()
 
     def _on_publish(self, _: Client, __: object, mid: int, answer: ReasonCode, ____: object) -> None:

@@ -17,6 +17,7 @@ import typer
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from daemon.images import read
 from detectors.base import Image
 from detectors.preprocess import Preprocess
 from detectors.reverse_distillation.anomaly_map import AnomalyMap
@@ -31,7 +32,7 @@ LENGTHS = (10, 20, 40, 60, 80, 120, 160, 240, 320, 480, 640)
 def paint(image: Image, donor: Image, rng: np.random.Generator) -> tuple[Image, NDArray[np.bool_]]:
     """Paint one pseudo-anomaly; gives the image and where it differs."""
     height, width = image.shape[:2]
-    donor = cv2.resize(donor, (width, height))
+    donor = np.asarray(cv2.resize(donor, (width, height)), np.uint8)
     mask = np.zeros((height, width), np.float32)
     centre = (int(rng.uniform(0.25, 0.75) * width), int(rng.uniform(0.25, 0.75) * height))
     kind = rng.integers(3)
@@ -92,7 +93,7 @@ def main(
     preprocess = preprocess_for(backbone, size)
     for folder in folders:
         paths = sorted(p for p in folder.iterdir() if p.is_file())
-        images = [np.ascontiguousarray(cv2.imread(str(p))[..., ::-1]) for p in paths]
+        images = [read(path) for path in paths]
         order = np.random.default_rng(seed).permutation(len(images))
         held = [images[i] for i in order[: min(len(images) // 3, 40)]]
         fitted = [images[i] for i in order[len(images) // 3 :]]
@@ -111,7 +112,7 @@ def main(
                 x = preprocess.normalise(pixels[torch.from_numpy(chosen)])
                 optimiser.zero_grad(set_to_none=True)
                 value = loss(*network(x), consistency=0.0 if rd4ad else 0.005)
-                value.backward()
+                value.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
                 optimiser.step()
                 step += 1
                 if step in LENGTHS:

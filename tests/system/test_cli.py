@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import pytest
 from PIL import Image as Pillow
 
@@ -89,8 +88,9 @@ def test_predict_names_what_it_cannot_read_and_judges_the_rest(
     model: Path, data: Path, inspectd: Run, tmp_path: Path
 ) -> None:
     torn = tmp_path / "torn.jpg"
-    good = cv2.imread(str(data / "test/good/000.png"))
-    torn.write_bytes(cv2.imencode(".jpg", good)[1].tobytes()[:-300])
+    with Pillow.open(data / "test/good/000.png") as good:
+        good.save(torn)
+    torn.write_bytes(torn.read_bytes()[:-300])
     done = inspectd("predict", "--model", model, torn, data / "test/good/000.png", tmp_path / "nowhere.png")
     assert done.returncode == 1
     assert "ERROR" in done.stdout

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_a_file_that_is_no_image_is_an_error_for_the_line_and_kept_with_its_reas
     daemon: Daemon, broker: Broker
 ) -> None:
     daemon.config.write_text(daemon.config.read_text() + "give_up_s = 0.5\n")
-    with Subscriber(broker.port, "inspectd/#") as listener:
+    with closing(Subscriber(broker.port, "inspectd/#")) as listener:
         daemon.start()
         (daemon.incoming / "torn.png").write_text("hello")
         (daemon.incoming / "empty.jpg").write_bytes(b"")
@@ -230,7 +231,7 @@ def test_a_file_that_is_no_image_is_an_error_for_the_line_and_kept_with_its_reas
 
 def test_a_missing_folder_is_shown_and_waited_for(daemon: Daemon, broker: Broker) -> None:
     daemon.incoming.rmdir()
-    with Subscriber(broker.port, "inspectd/#") as listener:
+    with closing(Subscriber(broker.port, "inspectd/#")) as listener:
         daemon.start()
 
         def state() -> dict[str, Any]:
@@ -250,7 +251,7 @@ def test_a_missing_folder_is_shown_and_waited_for(daemon: Daemon, broker: Broker
 
 def test_presence_and_pictures_reach_a_subscriber(daemon: Daemon, broker: Broker) -> None:
     daemon.config.write_text(daemon.config.read_text().replace("[mqtt]", '[mqtt]\noverlays = "all"'))
-    with Subscriber(broker.port, "inspectd/#") as listener:
+    with closing(Subscriber(broker.port, "inspectd/#")) as listener:
         daemon.start()
         write_part(daemon.incoming / "first.png", 1)
         eventually(lambda: bool(listener.of("image/overlay")), "an overlay")
@@ -272,7 +273,7 @@ def test_presence_and_pictures_reach_a_subscriber(daemon: Daemon, broker: Broker
 
 
 def test_a_killed_daemon_is_reported_lost_by_the_broker(daemon: Daemon, broker: Broker) -> None:
-    with Subscriber(broker.port, "inspectd/#") as listener:
+    with closing(Subscriber(broker.port, "inspectd/#")) as listener:
         daemon.start()
         eventually(lambda: len(listener.of("status")) == 1, "the status running")
         daemon.end(signal.SIGKILL)

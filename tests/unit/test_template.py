@@ -14,8 +14,8 @@ def test_it_scores_the_place_and_the_size_of_a_difference() -> None:
     same, different = detector.predict([template, spoiled])
     assert same.anomaly_score == 0
     assert 40 < different.anomaly_score <= 80
-    assert np.unravel_index(different.anomaly_map.argmax(), different.anomaly_map.shape) in {
-        (y, x) for y in range(10, 20) for x in range(30, 40)
-    }
+    hottest = different.anomaly_map.argmax()
+    assert 10 <= hottest // 60 < 20
+    assert 30 <= hottest % 60 < 40
     assert detector.predict([]) == []
     assert detector.fingerprint != TemplateDetector(spoiled).fingerprint

@@ -14,7 +14,6 @@ from detectors.reverse_distillation import detector as rd
 from detectors.reverse_distillation.network import ReverseDistillation
 from detectors.reverse_distillation.training import (
     CHECKPOINT,
-    DEFAULT_STEPS,
     Progress,
     Recipe,
     default_epochs,
@@ -113,10 +112,9 @@ def test_no_batch_is_ever_a_lone_image() -> None:
         assert max(sizes) <= 16
 
 
-def test_the_default_length_is_about_the_same_number_of_steps_for_any_number_of_images() -> None:
-    for count in (2, 16, 31, 240, 2000):
-        steps = default_epochs(count) * steps_per_epoch(count, 16)
-        assert DEFAULT_STEPS <= steps < DEFAULT_STEPS + steps_per_epoch(count, 16)
+@pytest.mark.parametrize(("images", "epochs"), [(2, 60), (16, 60), (21, 30), (32, 30), (80, 12), (221, 12), (9999, 12)])
+def test_the_default_length_is_twelve_epochs_but_at_least_sixty_steps(images: int, epochs: int) -> None:
+    assert default_epochs(images) == epochs
 
 
 def test_a_saved_model_predicts_what_it_predicted_before(model: Path) -> None:

@@ -20,7 +20,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 HOST = "127.0.0.1"
 DEADLINE_S = 30.0
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PUBACK = 0x40
 
 T = TypeVar("T")
@@ -64,7 +64,10 @@ class Broker:
     def stop(self) -> None:
         if self._process is not None:
             self.thaw()
-            self._process.terminate()
+            if self.five:
+                self._process.terminate()
+            else:  # amqtt may hang in saying goodbye to its clients
+                self._process.kill()
             self._process.wait(DEADLINE_S)
             self._process = None
 
@@ -97,7 +100,8 @@ def mosquitto(folder: Path, *options: str) -> Broker:
     program, port = find_mosquitto(), free_port()
     assert program is not None
     access = [] if any(option.startswith("password_file") for option in options) else ["allow_anonymous true"]
-    lines = [f"listener {port} {HOST}", "persistence false", "user root", *access, *options]
+    memory = [] if any(option.startswith("persistence") for option in options) else ["persistence false"]
+    lines = [f"listener {port} {HOST}", "user root", *memory, *access, *options]
     (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
     return Broker([program, "-c", str(folder / "mosquitto.conf")], port, folder / "mosquitto.log", five=True)
 
@@ -175,9 +179,12 @@ class Cable:
             self._relays.discard(this)
 
     async def _copy_packets(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:  # a publisher is sent nothing longer than 127 bytes
+        while True:
             head = await reader.readexactly(2)
-            body = await reader.readexactly(head[1])
+            while head[-1] & 0x80:  # the length goes on
+                head += await reader.readexactly(1)
+            length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(head[1:]))
+            body = await reader.readexactly(length)
             if head[0] not in self.deaf:
                 writer.write(head + body)
 
