@@ -68,7 +68,7 @@ class StationState:
     uptime_s: int
 
 
-STATES = {"Preoperational": 1, "Error": 3, "Ready": 6, "ContinuousExecution": 8}
+STATES = {"Preoperational": 1, "Error": 3, "ContinuousExecution": 8}
 """OPC 40100-1 names and numbers of the states that a station can be in."""
 
 
@@ -161,7 +161,7 @@ def encode_state(identity: Identity, state: StationState, at: datetime) -> Messa
         "schema": "inspectd.state/1",
         "state": state.state,
         "state_no": STATES[state.state],
-        "ready": state.state in ("Ready", "ContinuousExecution"),
+        "ready": state.state == "ContinuousExecution",
         "model": _text(identity.model, _MODEL),
         "calibration": identity.calibration,
         "camera": state.camera,

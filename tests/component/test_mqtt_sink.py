@@ -76,7 +76,7 @@ class Station:
         drain_s: float = DEADLINE_S,
     ) -> None:
         self.outbox = Outbox(folder / "outbox.sqlite3")
-        self.condition = StationState("Ready", "online", 1, 0, 0, 1)
+        self.condition = StationState("ContinuousExecution", "online", 1, 0, 0, 1)
         self.sink = StationSink(
             broker, IDENTITY, self.outbox, state=lambda: self.condition, actuation_ttl_s=ttl_s, backoff_s=backoff_s
         )
@@ -168,7 +168,7 @@ def test_the_state_is_told_again_when_it_changes(
         working.condition = replace(working.condition, state="Error", camera="offline")
         working.sink.notify()
         watching.wait(lambda: len(watching.of("state")) == 2, "the new state")
-    assert [message.content["state"] for message in watching.of("state")] == ["Ready", "Error"]
+    assert [message.content["state"] for message in watching.of("state")] == ["ContinuousExecution", "Error"]
 
 
 def test_a_station_that_is_killed_is_reported_lost_by_the_broker(

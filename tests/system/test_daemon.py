@@ -192,16 +192,15 @@ def test_two_hundred_real_parts_survive_the_same(
     model = tmp_path / "model"
     done = inspectd("train", "--good", screw / "train/good", "--out", model, "--size", "64", "--epochs", "2")
     assert done.returncode == 0, done.stderr
-    files = sorted((screw / "test").rglob("*.*")) + sorted((screw / "train/good").iterdir())
-    files = files[:200]
+    files = dict(enumerate([*sorted((screw / "test").rglob("*.*")), *sorted((screw / "train/good").iterdir())][:200]))
     assert len(files) == 200
     broker = mosquitto("persistence true", f"persistence_location {tmp_path}/")
     daemon = Daemon(tmp_path, model, broker.port)
 
     def drop(count: int) -> None:
         for _ in range(count):
-            file = files.pop(0)
-            shutil.copy(file, daemon.incoming / f"{file.parent.name}-{file.name}")
+            number, file = files.popitem()
+            shutil.copy(file, daemon.incoming / f"{number:03d}-{file.parent.name}{file.suffix}")
 
     found = survive(daemon, broker, drop, 200)
     assert sorted(v["seq"] for v in found.values()) == list(range(1, 201))

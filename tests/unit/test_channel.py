@@ -2,8 +2,10 @@
 
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from itertools import chain
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,22 @@ from daemon.channel import Channel, ClosedError, Overflow
 
 DEADLINE_S = 20.0
 CAPACITY = 3
+
+T = TypeVar("T")
+
+
+def start(work: Callable[..., T], *given: Any) -> Future[T]:
+    """Do something in a thread that a failing test may leave waiting."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work(*given))
+        except ClosedError as refusal:
+            done.set_exception(refusal)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done
 
 
 def test_what_was_put_comes_out_in_order_in_batches_up_to_the_limit() -> None:
@@ -28,15 +46,14 @@ def test_a_full_channel_holds_the_giver_up_until_something_is_taken() -> None:
     channel = Channel[int](2, Overflow.WAIT)
     channel.put(1)
     channel.put(2)
-    with ThreadPoolExecutor(1) as pool:
-        giver = pool.submit(channel.put, 3)
-        with pytest.raises(TimeoutError):
-            giver.result(0.1)
-        batches = channel.batches(1)
-        assert next(batches) == [1]
-        giver.result(DEADLINE_S)
-        channel.close()
-        assert list(batches) == [[2], [3]]
+    giver = start(channel.put, 3)
+    with pytest.raises(TimeoutError):
+        giver.result(0.1)
+    batches = channel.batches(1)
+    assert next(batches) == [1]
+    giver.result(DEADLINE_S)
+    channel.close()
+    assert list(batches) == [[2], [3]]
     assert channel.dropped == 0
 
 
@@ -51,30 +68,31 @@ def test_a_full_channel_that_may_drop_lets_go_of_the_oldest_and_counts() -> None
 
 def test_a_waiting_taker_wakes_when_something_is_put() -> None:
     channel = Channel[int](2, Overflow.WAIT)
-    with ThreadPoolExecutor(1) as pool:
-        taker = pool.submit(next, channel.batches(2))
-        with pytest.raises(TimeoutError):
-            taker.result(0.1)
-        channel.put(7)
-        assert taker.result(DEADLINE_S) == [7]
+    taker = start(next, channel.batches(2))
+    with pytest.raises(TimeoutError):
+        taker.result(0.1)
+    channel.put(7)
+    assert taker.result(DEADLINE_S) == [7]
 
 
 def test_closing_wakes_a_waiting_taker_who_then_ends() -> None:
     channel = Channel[int](2, Overflow.WAIT)
-    with ThreadPoolExecutor(1) as pool:
-        taker = pool.submit(list, channel.batches(2))
-        channel.close()
-        assert taker.result(DEADLINE_S) == []
+    taker = start(list, channel.batches(2))
+    with pytest.raises(TimeoutError):
+        taker.result(0.1)
+    channel.close()
+    assert taker.result(DEADLINE_S) == []
 
 
 def test_closing_wakes_a_held_up_giver_who_is_refused_while_what_was_put_is_still_taken() -> None:
     channel = Channel[int](1, Overflow.WAIT)
     channel.put(1)
-    with ThreadPoolExecutor(1) as pool:
-        giver = pool.submit(channel.put, 2)
-        channel.close()
-        with pytest.raises(ClosedError):
-            giver.result(DEADLINE_S)
+    giver = start(channel.put, 2)
+    with pytest.raises(TimeoutError):
+        giver.result(0.1)
+    channel.close()
+    with pytest.raises(ClosedError):
+        giver.result(DEADLINE_S)
     assert list(channel.batches(2)) == [[1]]
 
 
@@ -90,19 +108,18 @@ def test_a_closed_channel_takes_nothing_and_may_be_closed_again(overflow: Overfl
 
 def test_many_givers_lose_nothing_and_each_keeps_its_order() -> None:
     channel = Channel[tuple[int, int]](4, Overflow.WAIT)
-    start = threading.Barrier(8)
+    together = threading.Barrier(8)
 
     def give(giver: int) -> None:
-        start.wait(DEADLINE_S)
+        together.wait(DEADLINE_S)
         for number in range(200):
             channel.put((giver, number))
 
-    with ThreadPoolExecutor(9) as pool:
-        taker = pool.submit(list, channel.batches(3))
-        for done in [pool.submit(give, giver) for giver in range(8)]:
-            done.result(DEADLINE_S)
-        channel.close()
-        taken = list(chain.from_iterable(taker.result(DEADLINE_S)))
+    taker = start(list, channel.batches(3))
+    for done in [start(give, giver) for giver in range(8)]:
+        done.result(DEADLINE_S)
+    channel.close()
+    taken = list(chain.from_iterable(taker.result(DEADLINE_S)))
     for giver in range(8):
         assert [number for who, number in taken if who == giver] == list(range(200))
     assert len(taken) == 1600
@@ -111,16 +128,15 @@ def test_many_givers_lose_nothing_and_each_keeps_its_order() -> None:
 def test_many_givers_who_may_drop_account_for_everything() -> None:
     channel = Channel[int](4, Overflow.DROP_OLDEST)
 
-    def give(_: int) -> None:
+    def give() -> None:
         for number in range(500):
             channel.put(number)
 
-    with ThreadPoolExecutor(5) as pool:
-        taker = pool.submit(list, channel.batches(3))
-        list(pool.map(give, range(4)))
-        channel.close()
-        taken = sum(map(len, taker.result(DEADLINE_S)))
-    assert taken + channel.dropped == 2000
+    taker = start(list, channel.batches(3))
+    for done in [start(give) for _ in range(4)]:
+        done.result(DEADLINE_S)
+    channel.close()
+    assert sum(map(len, taker.result(DEADLINE_S))) + channel.dropped == 2000
 
 
 class ChannelAgainstAList(RuleBasedStateMachine):
@@ -176,5 +192,5 @@ class WaitingChannelAgainstAList(ChannelAgainstAList):
 
 TestChannelAgainstAList = ChannelAgainstAList.TestCase
 TestWaitingChannelAgainstAList = WaitingChannelAgainstAList.TestCase
-for _case in (TestChannelAgainstAList, TestWaitingChannelAgainstAList):
-    _case.settings = settings(deadline=None, max_examples=60, stateful_step_count=20)
+TestChannelAgainstAList.settings = settings(deadline=None, max_examples=60, stateful_step_count=20)
+TestWaitingChannelAgainstAList.settings = TestChannelAgainstAList.settings

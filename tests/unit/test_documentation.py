@@ -1,0 +1,86 @@
+"""The pages are true: what subscribers, operators and newcomers read is compared with the program."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from config.load import load
+from daemon import contract
+from daemon.cli import app
+from daemon.messages import Outcome, Reason
+
+ROOT = Path(__file__).parents[2]
+MQTT = (ROOT / "docs/mqtt.md").read_text()
+README = (ROOT / "README.md").read_text()
+GOLDEN = {path.stem: json.loads(path.read_text()) for path in (ROOT / "tests/golden").glob("*.json")}
+
+
+def keys(content: dict[str, Any]) -> set[str]:
+    return set(content) | {k for v in content.values() if isinstance(v, dict) for k in v}
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_every_key_of_every_payload_is_explained(name: str) -> None:
+    unexplained = {key for key in keys(GOLDEN[name]) if f"`{key}`" not in MQTT and f'"{key}":' not in MQTT}
+    assert unexplained == set()
+
+
+def test_the_example_of_the_gate_message_has_its_keys_in_their_order() -> None:
+    example = re.search(r'^`(\{"c":.*\})`$', MQTT, re.MULTILINE)
+    assert example is not None
+    assert list(json.loads(example[1])) == list(GOLDEN["plc"])
+
+
+def test_every_outcome_and_every_reason_is_listed_with_its_number() -> None:
+    for outcome in Outcome:
+        assert re.search(rf"{outcome.value} {outcome.name}|{outcome.name} {outcome.value}", MQTT)
+    for reason in Reason:
+        assert f"| {reason.value} | `{reason.name.lower()}` |" in MQTT
+
+
+def test_every_state_that_a_station_can_say_is_listed() -> None:
+    for state, number in contract.STATES.items():
+        assert f"{state} {number}" in MQTT
+
+
+def test_every_topic_is_listed() -> None:
+    source = (ROOT / "daemon/contract.py").read_text()
+    leaves = set(re.findall(r'topic\("([a-z/]+)"\)', source))
+    assert len(leaves) == 6
+    assert all(f"`B/{leaf}`" in MQTT for leaf in leaves)
+
+
+def test_the_smallest_configuration_of_the_readme_is_one(tmp_path: Path) -> None:
+    example = re.search(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    (tmp_path / "inspectd.toml").write_text(example[1])
+    settings = load(tmp_path / "inspectd.toml", {})
+    assert settings.stations[0].model == tmp_path / "models/screw"
+    assert set(tomllib.loads(example[1])) == {"mqtt", "station"}
+
+
+def test_every_command_of_the_readme_exists_with_its_options() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined] # a group
+    shown = re.findall(r"^inspectd (\w+)(.*?)(?:#|$)", README, re.MULTILINE)
+    assert {name for name, _ in shown} >= {"train", "predict", "check", "run"}
+    for name, arguments in shown:
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", arguments)) <= known
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_target_of_the_makefile_that_pages_name_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        assert set(re.findall(r"\bmake ([a-z-]+)", page.read_text())) <= targets
