@@ -132,10 +132,6 @@ class Plant:
             if not self._wait(_VERDICT_S, partial(self._has_judged, judged + 1)):
                 return
 
-    def inspected(self, part: Part) -> Path:
-        """Where the daemon has put the image of a part that it could judge."""
-        return next(self._folder.glob(f"done/*/{part.name}"))
-
     def _drop(self, part: Part) -> None:
         """Write as a good camera does: under a name of no interest, then all at once under the right one."""
         unfinished = self._folder / f".{part.name}"

@@ -68,7 +68,7 @@ def test_a_full_channel_that_may_drop_lets_go_of_the_oldest_and_counts() -> None
 
 def test_a_waiting_taker_wakes_when_something_is_put() -> None:
     channel = Channel[int](2, Overflow.WAIT)
-    taker = start(next, channel.batches(2))
+    taker = start(lambda: next(channel.batches(2)))
     with pytest.raises(TimeoutError):
         taker.result(0.1)
     channel.put(7)
@@ -77,7 +77,7 @@ def test_a_waiting_taker_wakes_when_something_is_put() -> None:
 
 def test_closing_wakes_a_waiting_taker_who_then_ends() -> None:
     channel = Channel[int](2, Overflow.WAIT)
-    taker = start(list, channel.batches(2))
+    taker = start(lambda: list(channel.batches(2)))
     with pytest.raises(TimeoutError):
         taker.result(0.1)
     channel.close()
@@ -115,7 +115,7 @@ def test_many_givers_lose_nothing_and_each_keeps_its_order() -> None:
         for number in range(200):
             channel.put((giver, number))
 
-    taker = start(list, channel.batches(3))
+    taker = start(lambda: list(channel.batches(3)))
     for done in [start(give, giver) for giver in range(8)]:
         done.result(DEADLINE_S)
     channel.close()
@@ -132,7 +132,7 @@ def test_many_givers_who_may_drop_account_for_everything() -> None:
         for number in range(500):
             channel.put(number)
 
-    taker = start(list, channel.batches(3))
+    taker = start(lambda: list(channel.batches(3)))
     for done in [start(give) for _ in range(4)]:
         done.result(DEADLINE_S)
     channel.close()
