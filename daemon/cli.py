@@ -226,6 +226,7 @@ def predict(
     if overlays is not None:
         overlays.mkdir(parents=True, exist_ok=True)
     table = Table("image", "verdict", "score / threshold", "p-value")
+    table.columns[0].overflow = "fold"
     table.columns[2].justify = table.columns[3].justify = "right"
     unreadable = 0
     for path in image_files:

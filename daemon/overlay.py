@@ -213,7 +213,8 @@ def _ramp() -> tuple[Image, Image]:
     step = np.linspace(0, 1, 256)
     plasma = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_PLASMA)[:, 0, ::-1]
     colour = plasma[np.round(np.linspace(70, 240, 256)).astype(int)]
-    opacity = np.interp(step, [0, 1 / 3, 1], [0, 0.55, 0.8])[:, None]
+    # At 0.75×, 1× and 2×: a hint below the threshold, where many good parts reach, unmistakable above.
+    opacity = np.interp(step, [0, 1 / 6, 1 / 3, 1], [0, 0.12, 0.5, 0.8])[:, None]
     adds = np.round(colour * opacity).astype(np.uint8)[:, None]
     leaves = np.round(255 * (1 - opacity)).astype(np.uint8)[:, None].repeat(3, axis=2)
     return adds, leaves

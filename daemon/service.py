@@ -118,7 +118,12 @@ class _Life:
             sink.notify()
         _join(sinks)
         self._pictures.close()
-        log.info("stopped", waiting={name: outbox.depth(name) for name in stations})
+        log.info(
+            "stopped",
+            waiting={name: outbox.depth(name) for name in stations},
+            gate_messages_dropped={name: sink.actuations_dropped for name, sink in self._sinks.items()},
+            pictures_dropped=pictures.dropped + self._pictures.dropped,
+        )
         if self._failures:
             raise self._failures[0]
 
