@@ -7,6 +7,7 @@ correct (systemd does not restart on it).
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -32,7 +33,7 @@ from rich.table import Table
 from calibration import store
 from calibration.calibration import Calibration, CalibrationError, describe, fit
 from calibration.quantile import smallest_sample
-from config.load import ConfigError, load
+from config.load import ConfigError, load, read_password
 from daemon import dataset, images, judgement, logs
 from daemon.dataset import DatasetError
 from daemon.images import UndecodableError
@@ -140,10 +141,11 @@ def train(
         f"calibrate on, {training.recipe.epochs} epochs",
         soft_wrap=True,
     )
+    write_split(out_folder, learned, held, seed)
+    held = _not_learned(out_folder, held, calibration_good or good)
     with _progress() as bar:
         task = bar.add_task("training", total=training.steps, note="")
         training.run(out_folder, lambda step: bar.update(task, completed=step.step, note=f"loss {step.loss:.4f}"))
-    write_split(out_folder, learned, held, seed)
     _calibrate(out_folder, held, alpha, device)
 
 
@@ -155,15 +157,7 @@ def calibrate(
     device: DeviceOption = Device.auto,
 ) -> None:
     """Choose the threshold from good parts, and say what it promises."""
-    from daemon.training import unlearned
-
-    pool = dataset.good_images(good)
-    held = unlearned(model, pool)
-    if not held:
-        raise DatasetError(f"every image in {good} was used to train {model}; calibrate on other good parts")
-    if len(held) < len(pool):
-        out.print(f"{len(pool) - len(held)} of {len(pool)} images trained this model and are left out.", soft_wrap=True)
-    _calibrate(model, held, alpha, device)
+    _calibrate(model, _not_learned(model, dataset.good_images(good), good), alpha, device)
 
 
 @app.command()
@@ -238,14 +232,12 @@ def predict(
             continue
         (prediction,) = detector.predict([image])
         decision = judgement.judge(prediction, calibration)
-        if decision.score is None or decision.p_value is None:
+        if decision.ratio is None or decision.p_value is None:
             table.add_row(escape(str(path)), _badge(decision.outcome), escape(decision.detail), "")
             continue
-        ratio = decision.score / decision.threshold
-        table.add_row(escape(str(path)), _badge(decision.outcome), f"{ratio:.3f}", f"{decision.p_value:.4f}")
+        table.add_row(escape(str(path)), _badge(decision.outcome), f"{decision.ratio:.3f}", f"{decision.p_value:.4f}")
         if overlays is not None:
-            detail = f"score {ratio:.2f} × threshold · p {decision.p_value:.3f}"
-            caption = overlay.Caption(decision.outcome, path.name, detail)
+            caption = overlay.Caption(decision.outcome, path.name, judgement.explain(decision))
             picture = overlay.render(image, prediction.anomaly_map, decision.threshold, caption)
             target = _free(overlays / f"{path.stem}.jpg")
             target.write_bytes(overlay.encode_jpeg(picture, b"", quality=92))
@@ -273,6 +265,13 @@ def check(config: ConfigOption) -> None:
 
     settings = load(config)
     faults: list[str] = []
+    try:
+        read_password(settings.mqtt)
+    except ConfigError as error:
+        faults.append(str(error))
+    state = next(p for p in (settings.state_dir, *settings.state_dir.parents) if p.exists())
+    if not state.is_dir() or not os.access(state, os.W_OK | os.X_OK):
+        faults.append(f"state_dir: {settings.state_dir} cannot be written by this user; give it to the daemon's")
     _tell("[green]ok[/]  ", f"{config}: {len(settings.stations)} station(s), broker {settings.mqtt.host}")
     for station in settings.stations:
         try:
@@ -314,6 +313,17 @@ def _calibrate(model: Path, held: list[Path], alpha: float, device: Device) -> N
     out.print(describe(calibration), markup=False, soft_wrap=True)
 
 
+def _not_learned(model: Path, pool: list[Path], good: Path) -> list[Path]:
+    from daemon.training import unlearned
+
+    held = unlearned(model, pool)
+    if not held:
+        raise DatasetError(f"every image in {good} was used to train {model}; calibrate on other good parts")
+    if len(held) < len(pool):
+        out.print(f"{len(pool) - len(held)} of {len(pool)} images trained this model and are left out.", soft_wrap=True)
+    return held
+
+
 def _load(model: Path, device: Device) -> tuple[Detector, Calibration]:
     from daemon.build import build_detector, load_calibration
 
@@ -346,9 +356,12 @@ def _progress() -> Progress:
 def _skips(text: str) -> tuple[tuple[int, int], ...]:
     try:
         pairs = [part.split(":") for part in text.split(",") if part]
-        return tuple((int(source), int(target)) for source, target in pairs)
+        skips = tuple((int(source), int(target)) for source, target in pairs)
     except ValueError:
         raise typer.BadParameter(f'--skips is written like "3:2,2:1", not {text!r}') from None
+    if not set(skips) <= {(3, 2), (2, 1)} or len(set(skips)) < len(skips):
+        raise typer.BadParameter(f"--skips may name 3:2 and 2:1, each once, not {text!r}")
+    return skips
 
 
 def _free(path: Path) -> Path:

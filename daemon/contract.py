@@ -68,7 +68,7 @@ class StationState:
     uptime_s: int
 
 
-STATES = {"Preoperational": 1, "Error": 3, "ContinuousExecution": 8}
+STATES = {"Preoperational": 1, "Halted": 2, "Error": 3, "ContinuousExecution": 8}
 """OPC 40100-1 names and numbers of the states that a station can be in."""
 
 
@@ -76,7 +76,7 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
     """The record of one inspection, schema inspectd.verdict/1, at most 2048 bytes; `as_replayed` needs its end."""
     capture, decision = verdict.capture, verdict.decision
     threshold = decision.threshold
-    score = NOT_MEASURED if decision.score is None else decision.score / threshold
+    score = NOT_MEASURED if decision.ratio is None else decision.ratio
     return _json(
         {
             "schema": "inspectd.verdict/1",
@@ -103,7 +103,7 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
             "score_raw": _float(NOT_MEASURED if decision.score is None else decision.score),
             "threshold_raw": _float(threshold),
             "p_value": _float(NOT_MEASURED if decision.p_value is None else decision.p_value),
-            "part_id": _text(capture.part_id, _PART_ID),
+            "part_id": _text(capture.part_id, _PART_ID, keep_end=True),
             "model": _text(identity.model, _MODEL),
             "model_sha256": identity.model_sha256[:12],
             "calibration": identity.calibration,
@@ -113,7 +113,7 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
                 "infer": _float(verdict.latency.infer, 3),
                 "total": _float(verdict.latency.total, 3),
             },
-            "source": _text(capture.origin, _SOURCE),
+            "source": _text(capture.origin, _SOURCE, keep_end=True),
             "replayed": False,
         }
     )
@@ -128,7 +128,7 @@ def as_replayed(payload: bytes) -> bytes:
 def encode_actuation(identity: Identity, verdict: Verdict, ttl_s: float) -> Message:
     """What the reject gate acts on, schema inspectd.plc/1: at most 256 bytes, never retained, never replayed."""
     decision = verdict.decision
-    score = NOT_MEASURED if decision.score is None else decision.score / decision.threshold
+    score = NOT_MEASURED if decision.ratio is None else decision.ratio
     content = {
         "c": decision.outcome.value,
         "r": decision.outcome is not Outcome.PASS,
@@ -136,7 +136,7 @@ def encode_actuation(identity: Identity, verdict: Verdict, ttl_s: float) -> Mess
         "t": _epoch_ms(verdict.decided_at),
         "sc": _float(score, 3),
         "tr": "",
-        "p": _text(verdict.capture.part_id, _PART_ID_IN_PLC),
+        "p": _text(verdict.capture.part_id, _PART_ID_IN_PLC, keep_end=True),
         "v": 1,
     }
     return Message(identity.topic("plc"), _json(content), expires_s=max(1, int(ttl_s)))
@@ -192,12 +192,12 @@ def overlay(identity: Identity, jpeg: bytes) -> Message:
 def encode_picture_comment(verdict: Verdict) -> bytes:
     """What a picture carries in its JPEG comment, so that it can be matched without MQTT 5."""
     decision = verdict.decision
-    score = NOT_MEASURED if decision.score is None else decision.score / decision.threshold
+    score = NOT_MEASURED if decision.ratio is None else decision.ratio
     return _json(
         {
             "id": verdict.capture.id,
             "seq": verdict.seq,
-            "part_id": _text(verdict.capture.part_id, _PART_ID),
+            "part_id": _text(verdict.capture.part_id, _PART_ID, keep_end=True),
             "ts_ms": _epoch_ms(verdict.decided_at),
             "score": _float(score),
             "scale_lo": 0.5,
@@ -211,13 +211,12 @@ def _json(content: dict[str, Any] | str) -> bytes:
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def _text(text: str, limit: int) -> str:
-    """The longest beginning that takes at most `limit` bytes in JSON; what is no text in a file name becomes `?`."""
-    text = text[:limit].encode(errors="replace").decode()
-    size = len(_json(text)) - 2
-    while size > limit:
-        size -= len(_json(text[-1])) - 2
-        text = text[:-1]
+def _text(text: str, limit: int, *, keep_end: bool = False) -> str:
+    """The longest beginning, or end, that takes at most `limit` bytes in JSON; what is no text becomes `?`."""
+    cut = slice(1, None) if keep_end else slice(None, -1)
+    text = (text[-limit:] if keep_end else text[:limit]).encode(errors="replace").decode()
+    while len(_json(text)) - 2 > limit:
+        text = text[cut]
     return text
 
 

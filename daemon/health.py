@@ -4,8 +4,12 @@ import time
 from collections import Counter
 from threading import Lock
 
+import structlog
+
 from daemon.contract import StationState
 from daemon.messages import Outcome
+
+log = structlog.get_logger()
 
 
 class StationHealth:
@@ -15,6 +19,8 @@ class StationHealth:
         self.station = station
         self._started = self._last_frame = time.monotonic()
         self._camera: bool | None = None
+        self._record = True
+        self._late = 0
         self._outcomes: Counter[Outcome] = Counter()
         self._last_seq = last_seq
         self._lock = Lock()
@@ -22,6 +28,16 @@ class StationHealth:
     def source_is(self, *, available: bool) -> None:
         """The camera or folder can, or cannot, be read."""
         self._camera = available
+
+    def record_is(self, *, writable: bool) -> None:
+        """Verdicts can, or cannot, be made durable."""
+        self._record = writable
+
+    def came_too_late(self) -> None:
+        """A part was judged so long after it came that the gate was not told."""
+        self._late += 1
+        if self._late == 1 or self._late % 100 == 0:
+            log.warning("the gate is not told of parts that came long ago", station=self.station, so_far=self._late)
 
     def frame_arrived(self) -> None:
         """A part was seen."""
@@ -37,6 +53,8 @@ class StationHealth:
         """The station's condition now."""
         now = time.monotonic()
         state = {None: "Preoperational", False: "Error", True: "ContinuousExecution"}[self._camera]
+        if not self._record:
+            state = "Error"
         return StationState(
             state=state,
             camera="online" if self._camera else "offline",
@@ -50,4 +68,9 @@ class StationHealth:
         """One line for `systemctl status`."""
         with self._lock:
             counted = ", ".join(f"{self._outcomes[o]} {o.name}" for o in Outcome if self._outcomes[o]) or "no part yet"
-        return f"{self.station}: {counted}" + ("" if self._camera else " (source offline)")
+        troubles = [
+            *([] if self._camera else ["source offline"]),
+            *([] if self._record else ["record cannot be written"]),
+            *([f"{self._late} too late for the gate"] if self._late else []),
+        ]
+        return f"{self.station}: {counted}" + (f" ({', '.join(troubles)})" if troubles else "")

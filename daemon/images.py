@@ -70,8 +70,10 @@ def decode(data: bytes) -> Image:
             _check_end(data)
             ImageOps.exif_transpose(picture, in_place=True)
             return _pixels(picture)
-    except (UndecodableError, MemoryError):
+    except UndecodableError:
         raise
+    except MemoryError:
+        raise UndecodableError("there is not enough memory to decode the image") from None
     except UnidentifiedImageError:
         raise UndecodableError("not a PNG, JPEG, BMP or TIFF image, or cut off inside its header") from None
     except Exception as error:  # Pillow raises whatever its parsers stumble upon; the bytes are at fault

@@ -26,3 +26,10 @@ def judge(prediction: Prediction, calibration: Calibration) -> Decision:
 def refuse(reason: Reason, detail: str, calibration: Calibration) -> Decision:
     """ERROR: the part was seen and could not be judged, so the line must not pass it."""
     return Decision(Outcome.ERROR, reason, detail, None, None, calibration.threshold)
+
+
+def explain(decision: Decision) -> str:
+    """What stands under a picture: the figures of a measured part, or why there are none."""
+    if decision.ratio is None or decision.p_value is None:
+        return decision.detail
+    return f"score {decision.ratio:.2f} × threshold · p {decision.p_value:.3f}"

@@ -12,13 +12,15 @@ class Capture:
     """Where and when a part was seen.
 
     `id` is a ULID given once when the part is claimed; its verdict carries the same one, however often
-    the daemon is restarted in between. `captured_at` is UTC; `seen_at` is `time.monotonic()` seconds.
+    the daemon is restarted in between. `captured_at` and `arrived_at`, when the part came to us, are UTC;
+    `seen_at` is `time.monotonic()` seconds.
     """
 
     id: str
     station: str
     part_id: str
     captured_at: datetime
+    arrived_at: datetime
     seen_at: float
     origin: str
 
@@ -71,6 +73,11 @@ class Decision:
     score: float | None
     p_value: float | None
     threshold: float
+
+    @property
+    def ratio(self) -> float | None:
+        """The score in units of the threshold; above 1 is a reject."""
+        return None if self.score is None else self.score / self.threshold
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from daemon.health import StationHealth
 from daemon.messages import Capture, Decision, Frame, Latency, Outcome, Reason, Unreadable, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
 from daemon.sources.base import Source, SourceUnavailableError
-from detectors.base import Detector, Image, Prediction
+from detectors.base import Detector, DeviceLostError, Image, Prediction
 
 RETRY_S = (0.5, 10.0)
 PICTURE_INTERVAL_S = 0.5
@@ -93,7 +93,11 @@ def inspect(
     batch: int,
     last_seq: Mapping[str, int],
 ) -> None:
-    """Judge what arrives and tell the reject gate at once. Owns the detectors; closes `concluded` at the end."""
+    """Judge what arrives and tell the reject gate at once. Owns the detectors; closes `concluded` at the end.
+
+    The gate hears nothing of a part that came longer ago than its message may live, after a standstill say: by now
+    another part stands there. Silence is a reject; the record has the verdict all the same.
+    """
     numbers = dict(last_seq)
     try:
         for items in frames.batches(batch):
@@ -102,8 +106,12 @@ def inspect(
                 for item, decision, prediction, taken_at, inferred_ms in _judge(mine, station):
                     numbers[name] += 1
                     verdict = _conclude(item.capture, decision, numbers[name], taken_at, inferred_ms)
-                    actuation = contract.encode_actuation(station.identity, verdict, station.actuation_ttl_s)
-                    station.sink.actuate(actuation)
+                    if _is_timely(verdict, station.actuation_ttl_s):
+                        station.sink.actuate(
+                            contract.encode_actuation(station.identity, verdict, station.actuation_ttl_s)
+                        )
+                    else:
+                        station.health.came_too_late()
                     image = item.image if isinstance(item, Frame) else None
                     concluded.put(Concluded(verdict, image, prediction))
     except ClosedError:  # the recording stage has ended, and says why itself
@@ -128,7 +136,8 @@ def record(
     try:
         for batch in concluded.batches(32):
             entries = [_entry(item.verdict, stations[item.verdict.capture.station].identity) for item in batch]
-            if not _keep(outbox, entries, settled, stop):
+            healths = [station.health for station in stations.values()]
+            if not _keep(outbox, entries, settled, healths, stop):
                 return
             settled = []
             for item in batch:
@@ -164,7 +173,11 @@ def illustrate(
             continue
         shown[name] = now
         comment = contract.encode_picture_comment(item.verdict)
-        jpeg = overlay.fit_jpeg(picture_of(item, side), comment, limit_bytes)
+        try:
+            jpeg = overlay.fit_jpeg(picture_of(item, side), comment, limit_bytes)
+        except Exception as error:  # noqa: BLE001 -- no picture is worth a verdict
+            log.warning("a picture could not be drawn", station=name, id=item.verdict.capture.id, reason=str(error))
+            continue
         if jpeg is not None:
             show(contract.overlay(stations[name].identity, jpeg))
 
@@ -172,28 +185,33 @@ def illustrate(
 def picture_of(item: Concluded, side: int) -> Image:
     """The overlay of one verdict."""
     decision, capture = item.verdict.decision, item.verdict.capture
-    if decision.score is None or decision.p_value is None:
-        detail = decision.detail
-    else:
-        detail = f"score {decision.score / decision.threshold:.2f} × threshold · p {decision.p_value:.3f}"
-    caption = overlay.Caption(decision.outcome, f"{capture.station} · {capture.part_id}", detail)
+    title = f"{capture.station} · {capture.part_id}"
+    caption = overlay.Caption(decision.outcome, title, judgement.explain(decision))
     anomaly_map = item.prediction.anomaly_map if item.prediction else None
     return overlay.render(item.image, anomaly_map, decision.threshold, caption, side)
+
+
+def _is_timely(verdict: Verdict, ttl_s: float) -> bool:
+    return (verdict.decided_at - verdict.capture.arrived_at).total_seconds() <= ttl_s
 
 
 _Judged = tuple[Frame | Unreadable, Decision, Prediction | None, float, float]
 
 
 def _judge(items: Sequence[Frame | Unreadable], station: Station) -> list[_Judged]:
-    """Judge some frames of one station together, in their order."""
+    """Judge some frames of one station together, in their order; where that fails, one by one."""
     taken_at = time.monotonic()
     images = [item.image for item in items if isinstance(item, Frame)]
     failure = ""
     predictions: list[Prediction] = []
     try:
         predictions = station.detector.predict(images)
-    except RuntimeError as error:  # torch's word for whatever went wrong inside: the parts still get their verdicts
-        failure = str(error)[:200]
+    except DeviceLostError:
+        raise  # nothing can be judged any more: the process must start afresh
+    except Exception as error:  # noqa: BLE001 -- a part that was seen gets a verdict, whatever is wrong with it
+        if len(items) > 1:
+            return [judged for item in items for judged in _judge([item], station)]
+        failure = f"{type(error).__name__}: {error}"[:200]
         log.warning("the detector failed", station=station.identity.station, reason=failure)
     inferred_ms = (time.monotonic() - taken_at) * 1000 / max(1, len(images))
     judged: list[_Judged] = []
@@ -207,6 +225,7 @@ def _judge(items: Sequence[Frame | Unreadable], station: Station) -> list[_Judge
         else:
             prediction = next(upcoming)
             decision = judgement.judge(prediction, station.calibration)
+            prediction = None if decision.score is None else prediction
         judged.append((item, decision, prediction, taken_at, inferred_ms))
     return judged
 
@@ -223,7 +242,9 @@ def _entry(verdict: Verdict, identity: Identity) -> Entry:
     return Entry(identity.station, verdict.seq, verdict.capture.id, payload)
 
 
-def _keep(outbox: Outbox, entries: Sequence[Entry], settled: Sequence[str], stop: Event) -> bool:
+def _keep(
+    outbox: Outbox, entries: Sequence[Entry], settled: Sequence[str], healths: Sequence[StationHealth], stop: Event
+) -> bool:
     """Keep entries however long the disk takes; False if asked to stop while it still refuses."""
     retry_s = RETRY_S[0]
     while True:
@@ -231,10 +252,14 @@ def _keep(outbox: Outbox, entries: Sequence[Entry], settled: Sequence[str], stop
             outbox.keep(entries, settled)
         except OutboxError as error:
             log.warning("the record cannot be written; the line is held until it can", reason=str(error))
+            for health in healths:
+                health.record_is(writable=False)
             if stop.wait(retry_s):
                 return False
             retry_s = min(RETRY_S[1], 2 * retry_s)
         else:
+            for health in healths:
+                health.record_is(writable=True)
             return True
 
 
@@ -247,6 +272,6 @@ def _tell(verdict: Verdict) -> None:
         id=capture.id,
         seq=verdict.seq,
         verdict=decision.outcome.name,
-        score=None if decision.score is None else round(decision.score / decision.threshold, 3),
+        score=None if decision.ratio is None else round(decision.ratio, 3),
         **({"reason": decision.detail} if decision.detail else {}),
     )

@@ -21,7 +21,7 @@ from daemon.channel import Channel, Overflow
 from daemon.contract import Identity
 from daemon.health import StationHealth
 from daemon.messages import Frame, Outcome, Unreadable
-from daemon.outbox import Outbox
+from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
 from daemon.sinks.mqtt import Broker, PictureSink, StationSink
 from detectors.devices import batch_size
@@ -75,7 +75,7 @@ class _Life:
         """Start back to front, wait, stop front to back."""
         settings, stations, outbox = self._settings, self._stations, self._outbox
         frames: Channel[Frame | Unreadable] = Channel(4, Overflow.WAIT)
-        concluded: Channel[Concluded] = Channel(64, Overflow.WAIT)
+        concluded: Channel[Concluded] = Channel(8, Overflow.WAIT)  # each holds its image
         pictures: Channel[Concluded] = Channel(4, Overflow.DROP_OLDEST)
         drained = Event()
         mqtt = settings.mqtt
@@ -197,7 +197,8 @@ def _alone(state_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
-                f"state_dir: {state_dir} is in use by another inspectd; stop it, or give each its own state_dir"
+            # Not a fault of the configuration: the other one may end, and systemd shall try again.
+            raise OutboxError(
+                f"{state_dir} is in use by another inspectd; stop it, or give each its own state_dir"
             ) from None
         yield

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daemon import dataset
+from daemon.dataset import DatasetError
+from detectors.artifact import write_json
 from detectors.reverse_distillation import detector as reverse_distillation
 from detectors.reverse_distillation.training import CHECKPOINT, Progress, Recipe, default_epochs, steps_per_epoch
 from detectors.reverse_distillation.training import train as learn
@@ -76,13 +78,21 @@ def write_split(folder: Path, learned: Sequence[Path], held: Sequence[Path], see
         "learned": {path.name: dataset.digest([path]) for path in learned},
         "held_out": {path.name: dataset.digest([path]) for path in held},
     }
-    (folder / SPLIT).write_text(json.dumps(content, indent=1) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SPLIT, content)
 
 
 def unlearned(folder: Path, paths: Sequence[Path]) -> list[Path]:
-    """Those images that the model in `folder` did not learn from, told by their content."""
+    """Those images that the model in `folder` did not learn from, told by their content.
+
+    Raises:
+        DatasetError: nobody knows what it learned from.
+    """
     try:
         learned = set(json.loads((folder / SPLIT).read_text())["learned"].values())
-    except FileNotFoundError:
-        return list(paths)
+    except (OSError, ValueError, LookupError) as error:
+        raise DatasetError(
+            f"{folder / SPLIT} cannot be read ({error}), so nobody knows which images the model learned from; "
+            "restore it, or train again"
+        ) from error
     return [path for path in paths if dataset.digest([path]) not in learned]

@@ -63,8 +63,15 @@ def save(
         described[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
     versions = {"inspectd": version("inspectd"), "torch": torch.__version__, "python": platform.python_version()}
     manifest = Manifest(detector, settings, training, described, versions)
-    write_json(folder / MANIFEST, {"schema": SCHEMA, **asdict(manifest)})
+    write_json(folder / MANIFEST, sealed({"schema": SCHEMA, **asdict(manifest)}))
     return manifest
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a manifest with its own SHA-256, by which a later edit is noticed."""
+    content = {key: value for key, value in content.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {**content, "sha256": digest}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -81,12 +88,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{folder} is no model folder: it has no {MANIFEST}{hint}") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}; train the model again or restore the file") from error
-    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise ArtifactError(f"{path} is not of the form {SCHEMA}; it was written by another program or version")
-    try:
-        return Manifest(**content)
-    except TypeError as error:
-        raise ArtifactError(f"{path} has been edited: {error}; restore the file") from error
+    if content != sealed(content):
+        raise ArtifactError(f"{path} has been edited since training (its SHA-256 differs); restore the file")
+    return Manifest(**{key: value for key, value in content.items() if key not in ("schema", "sha256")})
 
 
 def load_tensors(folder: Path, manifest: Manifest, name: str) -> dict[str, Tensor]:

@@ -37,5 +37,9 @@ class Detector(Protocol):
         """Give one prediction per image, in their order. Images may differ in size; an empty list gives one."""
 
 
+class DeviceLostError(Exception):
+    """The GPU is gone for this process; only a new one can go on."""
+
+
 class ArtifactError(Exception):
     """A model folder that is missing, torn, edited or made for something else. The message says which and why."""

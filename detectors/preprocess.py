@@ -23,6 +23,11 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def __post_init__(self) -> None:
+        """Refuse what the strides of the networks cannot halve five times."""
+        if self.size < 64 or self.size % 32:  # noqa: PLR2004
+            raise ValueError(f"the network's size must be a multiple of 32 from 64 on, not {self.size}")
+
     def resize(self, images: Iterable[Image]) -> Tensor:
         """N images H×W×3 of any sizes → N×3×size×size uint8."""
         resized = [self._resize(image) for image in images]

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -119,13 +120,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        state: object = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ArtifactError(f"no such weights file: {path}") from None
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise ArtifactError(f"{path} is not a readable weights file: {error}") from error
-    else:
-        return state
+    # torch.load stumbles over what is no weights file in as many ways as there are files.
+    except (SafetensorError, UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
+        raise ArtifactError(f"{path} is not a readable weights file: {error!s:.200}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ArtifactError(f"{path} holds no named tensors; give a state dict as torchvision publishes them")
+    return state
 
 
 def _published_weights(name: str) -> dict[str, Tensor]:
@@ -137,8 +140,9 @@ def _published_weights(name: str) -> dict[str, Tensor]:
         raise ArtifactError("resnet50_msra has no download: give its file with --weights")
     models = import_torchvision().models
     try:
-        state: dict[str, Tensor] = models.get_weight(f"{_CLASSES[name]}_Weights.IMAGENET1K_V1").get_state_dict()
-    except OSError as error:
+        published = models.get_weight(f"{_CLASSES[name]}_Weights.IMAGENET1K_V1")
+        state: dict[str, Tensor] = published.get_state_dict(weights_only=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
         raise ArtifactError(
             f"the weights of {name} could not be downloaded ({error}); give a file with --weights FILE, "
             "or use --backbone efficientnet_lite0, which needs no download"

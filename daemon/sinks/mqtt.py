@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from threading import Condition, Event, Lock
 
@@ -111,6 +111,11 @@ class Link:
                 return
 
     @property
+    def protocol(self) -> str:
+        """The version spoken, "5" or "3.1.1"."""
+        return "5" if self._v5 else "3.1.1"
+
+    @property
     def lost(self) -> str | None:
         """Why the connection is gone, None while it stands."""
         return self._lost
@@ -162,8 +167,11 @@ class Link:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Say goodbye, which cancels the will, and let go of the connection even if the broker does not listen."""
-        if self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS:
+        """Let go of the connection even if the broker does not listen.
+
+        A sound one is ended with a goodbye, which cancels the will; of a refused one the will shall speak.
+        """
+        if self._lost is None and self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS:
             with self._changed:
                 self._changed.wait_for(lambda: self._lost is not None, GOODBYE_S)
         connection = self._client.socket()
@@ -264,6 +272,7 @@ class StationSink:
         self._link: Link | None = None
         self._gate: list[tuple[MQTTMessageInfo, float]] = []
         self._gate_lock = Lock()
+        self._gate_open = True
         self._said = ""
         self.actuations_dropped = 0
 
@@ -280,8 +289,12 @@ class StationSink:
             if self._link is not None and not stalled:
                 with suppress(DeliveryError):
                     self._gate.append((self._link.publish(message), now))
+                    self._gate_open = True
                     return
             self.actuations_dropped += 1
+            first_of_outage, self._gate_open = self._gate_open, False
+        if first_of_outage:
+            log.warning("the gate cannot be told of parts; silence is a reject", station=self._identity.station)
 
     def notify(self) -> None:
         """Say that the outbox or the state has something new."""
@@ -311,7 +324,9 @@ class StationSink:
     def _use_connection(self, stop: Event, drain_s: float) -> None:
         link = Link(self._broker, self._client_id, self._status(online=False, reason="lost"))
         self._said = ""
-        log.info("connected to the broker", station=self._identity.station, broker=str(self._broker))
+        log.info(
+            "connected to the broker", station=self._identity.station, broker=str(self._broker), protocol=link.protocol
+        )
         try:
             with self._gate_lock:
                 self._link = link
@@ -340,13 +355,15 @@ class StationSink:
                     drain_s -= time.monotonic() - began
         finally:
             with suppress(DeliveryError):
+                halted = replace(self._state(), state="Halted")
+                delivery.link.publish(contract.encode_state(self._identity, halted, datetime.now(UTC)))
                 # Once this is acknowledged, no answer is on its way that could reset the closed connection: a reset
                 # makes the broker publish the will.
                 delivery.link.publish(self._status(online=False, reason="stopped")).wait_for_publish(GOODBYE_S)
 
     @property
     def _client_id(self) -> str:
-        return f"inspectd-{self._identity.node}-{self._identity.station}"
+        return f"inspectd.{self._identity.node}.{self._identity.station}"  # names have no dots
 
     def _status(self, *, online: bool, reason: str) -> Message:
         return contract.encode_status(self._identity, online=online, reason=reason, at=datetime.now(UTC))
@@ -436,7 +453,7 @@ class PictureSink:
 
     def __init__(self, broker: Broker, node: str, *, retry_s: float = PICTURE_RETRY_S) -> None:
         self._broker = broker
-        self._client_id = f"inspectd-{node}-bulk"
+        self._client_id = f"inspectd.{node}"
         self._retry_s = retry_s
         self._link: Link | None = None
         self._next_try = 0.0

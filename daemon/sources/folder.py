@@ -7,13 +7,14 @@ share, an overflown queue, the time before the start). A file is taken once it i
 Renaming it into processing/ claims it, so that a camera which uses one name for all parts overwrites none.
 """
 
+import fcntl
 import os
 import re
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from daemon import images
 from daemon.messages import Capture, Frame, Unreadable
 from daemon.sources.base import SourceUnavailableError
 from daemon.sources.hints import watching
-from daemon.sources.names import free_path, is_candidate, part_id, shortened
+from daemon.sources.names import free_path, is_candidate, is_foreign, part_id, shortened
 from detectors.base import Image
 
 RETRY_S = 0.05
@@ -75,6 +76,7 @@ class FolderSource:
         self._held: dict[str, Path] = {}  # handed over and still in processing/, by id
         self._settled: dict[str, str | None] = {}  # the failure or None of those that are to be put away
         self._putting_away = threading.Lock()
+        self._mentioned: set[str] = set()
 
     def frames(self, stop: threading.Event) -> Iterator[Frame | Unreadable]:
         """Yield first what was left in processing/ without a verdict, then each file once it is whole, oldest first.
@@ -86,17 +88,19 @@ class FolderSource:
         return self._frames(self._prepare(), stop)
 
     def _frames(self, folder: tuple[int, int], stop: threading.Event) -> Iterator[Frame | Unreadable]:
-        yield from self._left_over(stop)
-        arriving: dict[str, _Arrival] = {}
-        with watching(self._path, is_candidate) as hints:
+        with _alone(self._processing), watching(self._path, is_candidate) as hints:
+            yield from self._left_over(stop)
+            arriving: dict[str, _Arrival] = {}
             rescan_s = self._rescan_s if hints.expected else min(self._rescan_s, BLIND_RESCAN_S)
             scan_at = 0.0
             while not stop.is_set():
                 if time.monotonic() >= scan_at:
                     if self._prepare() != folder:
                         raise SourceUnavailableError(f"{self._path} was replaced or mounted over: watching it anew")
-                    for name in filter(is_candidate, self._files(self._path)):
+                    names = self._files(self._path)
+                    for name in filter(is_candidate, names):
                         arriving.setdefault(name, _Arrival(self._path / name))
+                    self._mention_foreign(names)
                     scan_at = time.monotonic() + rescan_s
                 for arrival in self._at_rest(arriving):
                     if stop.is_set():
@@ -141,6 +145,13 @@ class FolderSource:
         except OSError as error:
             raise _unavailable(folder, error) from error
 
+    def _mention_foreign(self, names: list[str]) -> None:
+        """Say once of each kind of file that it is not taken: a camera set to another format would be silence."""
+        for suffix in {Path(name).suffix.lower() for name in names if is_foreign(name)} - self._mentioned:
+            self._mentioned.add(suffix)
+            taken = " ".join(sorted(images.SUFFIXES))
+            log.warning("files of this kind are left alone", station=self._station, kind=suffix or "none", taken=taken)
+
     def _left_over(self, stop: threading.Event) -> Iterator[Frame | Unreadable]:
         """Put away the files in processing/ that have verdicts, hand over the others again, as they were claimed."""
         for claim in sorted(filter(_CLAIM.fullmatch, self._files(self._processing))):
@@ -152,12 +163,13 @@ class FolderSource:
                 continue
             self._held[claim_id] = path
             if self._concluded(claim_id):
-                self._settled[claim_id] = None
                 with suppress(OSError):
+                    decoded = _decode(path)
+                    self._settled[claim_id] = decoded if isinstance(decoded, str) else None
                     self._put_away(claim_id)
                 continue
             try:
-                part = self._part(path, _State.of(path), _decode(path))
+                part = self._part(path, _State.of(path), path.lstat().st_ctime_ns, _decode(path))
             except OSError:
                 del self._held[claim_id]
                 continue
@@ -185,11 +197,12 @@ class FolderSource:
             if isinstance(decoded, str) and now < arrival.changed + self._give_up_s:
                 arrival.try_again(now, self._give_up_s)
                 return None
+            arrived_ns = arrival.path.lstat().st_ctime_ns  # when it got its place and content; claiming changes it
             path = self._claim(arrival.path)
             del arriving[arrival.path.name]
             if _State.of(path) == arrival.state:
                 self._held[path.name[:26]] = path
-                return self._part(path, arrival.state, decoded)
+                return self._part(path, arrival.state, arrived_ns, decoded)
         except FileNotFoundError:
             arriving.pop(arrival.path.name, None)
         except OSError as error:
@@ -205,13 +218,14 @@ class FolderSource:
         self._last_id = max(ULID(), ULID.from_int(int(self._last_id) + 1))  # in order, even if the clock is set back
         return path.rename(self._processing / f"{self._last_id}~{shortened(path.name)}")
 
-    def _part(self, path: Path, state: "_State", decoded: Image | str) -> Frame | Unreadable:
+    def _part(self, path: Path, state: "_State", arrived_ns: int, decoded: Image | str) -> Frame | Unreadable:
         claim_id, name = path.name[:26], path.name[27:]
         capture = Capture(
             id=claim_id,
             station=self._station,
             part_id=part_id(name),
-            captured_at=datetime.fromtimestamp(state.modified_ns / 1e9, UTC),
+            captured_at=_utc(state.modified_ns),
+            arrived_at=_utc(arrived_ns),
             seen_at=time.monotonic(),
             origin=os.fsencode(self._path / name).decode(errors="backslashreplace"),
         )
@@ -226,10 +240,11 @@ class FolderSource:
             room = self._path / ("done" if failure is None else "failed") / f"{datetime.now(UTC):%Y-%m-%d}"
             room.mkdir(exist_ok=True)
             target = free_path(room, path.name[27:])
+            # A file that is gone may come back with its network share, so it is not forgotten either.
+            path.rename(target)
             if failure is not None:
-                target.with_name(f"{target.name}.reason.txt").write_text(f"{failure}\n", encoding="utf-8")
-            with suppress(FileNotFoundError):  # somebody has removed it by hand
-                path.rename(target)
+                with suppress(OSError):  # a full disk; the verdict says it too
+                    target.with_name(f"{target.name}.reason.txt").write_text(f"{failure}\n", encoding="utf-8")
             del self._held[claim_id], self._settled[claim_id]
 
 
@@ -244,6 +259,27 @@ def examine(folder: Path) -> None:
             raise _unavailable(folder, NotADirectoryError(f"there is no folder {place}"))
         if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
             raise _unavailable(folder, PermissionError(f"no permission to change {place}"))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for one daemon alone, whatever their state folders.
+
+    Raises:
+        SourceUnavailableError: another one holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise SourceUnavailableError(f"{folder} is in use by another inspectd; stop one of the two") from None
+    except OSError:
+        pass  # a network file system that cannot lock folders
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _unavailable(folder: Path, error: OSError) -> SourceUnavailableError:
@@ -270,6 +306,14 @@ class _State(NamedTuple):
 
 
 _UNSEEN = _State(0, 0, 0)
+
+
+def _utc(nanoseconds: int) -> datetime:
+    """A file's time, or now where it is beyond what dates can say."""
+    try:
+        return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.now(UTC)
 
 
 @dataclass(slots=True)

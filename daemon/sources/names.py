@@ -17,9 +17,18 @@ def is_candidate(name: str) -> bool:
     return path.suffix in SUFFIXES and not name.startswith(".") and not path.stem.endswith("_tmp")
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a file is of a kind that will never be taken, and is not just one on its way."""
+    suffix = Path(name.lower()).suffix
+    return suffix not in {*SUFFIXES, ".tmp", ".part", ".filepart"} and not name.startswith(".") and name[-1] != "~"
+
+
 def part_id(name: str) -> str:
-    """The part's id from its file's name: the stem, of at most 64 letters, digits, dots, dashes and underscores."""
-    return re.sub(r"[^\w.-]", "_", Path(name).stem)[:PART_ID_CHARACTERS]
+    """The part's id from its file's name: the last 64 letters, digits, dots, dashes and underscores of the stem.
+
+    Other characters become underscores. Cameras put what differs, a serial number, last.
+    """
+    return re.sub(r"[^\w.-]", "_", Path(name).stem)[-PART_ID_CHARACTERS:]
 
 
 def shortened(name: str) -> str:

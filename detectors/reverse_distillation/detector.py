@@ -8,14 +8,13 @@ import numpy as np
 import torch
 
 from detectors import artifact
-from detectors.base import ArtifactError, Image, Prediction
+from detectors.base import ArtifactError, DeviceLostError, Image, Prediction
 from detectors.preprocess import Preprocess
 from detectors.reverse_distillation.anomaly_map import AnomalyMap, anomaly_score
 from detectors.reverse_distillation.network import ReverseDistillation
 from detectors.teacher import BACKBONES, Teacher
 
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
-NAMES = ("sk_rd4ad", "rd4ad")
 
 
 class ReverseDistillationDetector:
@@ -35,12 +34,21 @@ class ReverseDistillationDetector:
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
-        """One forward pass for all images together."""
+        """One forward pass for all images together.
+
+        Raises:
+            DeviceLostError: the GPU does not answer any more.
+        """
         if not images:
             return []
-        pixels = self._preprocess.resize(images).to(self._device)
-        maps = self._map(*self._network(self._preprocess.normalise(pixels)))
-        scores = anomaly_score(maps).tolist()
+        try:
+            pixels = self._preprocess.resize(images).to(self._device)
+            maps = self._map(*self._network(self._preprocess.normalise(pixels)))
+            scores = anomaly_score(maps).tolist()
+        except torch.OutOfMemoryError:
+            raise  # a smaller batch may fit
+        except torch.AcceleratorError as error:
+            raise DeviceLostError(f"the GPU failed: {error}") from error
         return [Prediction(score, array) for score, array in zip(scores, maps.cpu().numpy(), strict=True)]
 
     def warm_up(self) -> None:
@@ -58,7 +66,7 @@ def load(folder: Path, manifest: artifact.Manifest, device: str) -> ReverseDisti
     try:
         teacher = Teacher(settings["backbone"])
         network = ReverseDistillation(teacher, tuple((a, b) for a, b in settings["skips"]))
-        preprocess = Preprocess(settings["size"], tuple(settings["mean"]), tuple(settings["std"]))
+        preprocess = Preprocess(int(settings["size"]), tuple(settings["mean"]), tuple(settings["std"]))
         teacher.backbone.load_state_dict(artifact.load_tensors(folder, manifest, TEACHER))
         missing, unexpected = network.load_state_dict(artifact.load_tensors(folder, manifest, STUDENT), strict=False)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

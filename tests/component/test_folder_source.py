@@ -449,7 +449,7 @@ def test_without_file_events_it_looks_often_and_says_so_once(folder: Path) -> No
     with capture_logs() as logs, Arrivals(source(folder, rescan_s=NEVER_MS)) as arrivals:
         assert arrivals.watching()
     assert logs == []
-    with capture_logs() as logs, files_left_to_open(2), Arrivals(source(folder, rescan_s=NEVER_MS)) as arrivals:
+    with capture_logs() as logs, files_left_to_open(3), Arrivals(source(folder, rescan_s=NEVER_MS)) as arrivals:
         assert eventually(lambda: bool(logs))
         for shade in range(2):
             outside = folder.parent / f"{shade}.png"

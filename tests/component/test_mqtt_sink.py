@@ -45,7 +45,7 @@ NEVER_S = (36_000.0, 36_000.0)
 
 def verdict(seq: int) -> Verdict:
     decision = Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 0.75, 0.01, 0.5)
-    capture = Capture(f"{seq:026}", "top", f"part-{seq}", AT, 0.0, f"/in/part-{seq}.png")
+    capture = Capture(f"{seq:026}", "top", f"part-{seq}", AT, AT, 0.0, f"/in/part-{seq}.png")
     return Verdict(seq, capture, decision, AT, Latency(0.0, 1.0, 2.0))
 
 
@@ -168,7 +168,7 @@ def test_the_state_is_told_again_when_it_changes(
         working.condition = replace(working.condition, state="Error", camera="offline")
         working.sink.notify()
         watching.wait(lambda: len(watching.of("state")) == 2, "the new state")
-    assert [message.content["state"] for message in watching.of("state")] == ["ContinuousExecution", "Error"]
+    assert [message.content["state"] for message in watching.of("state")] == ["ContinuousExecution", "Error", "Halted"]
 
 
 def test_a_station_that_is_killed_is_reported_lost_by_the_broker(
@@ -599,7 +599,7 @@ def test_a_sink_whose_connection_is_taken_pauses_before_it_takes_it_back(
     watching = subscribe(broker)
     with capture_logs() as logs, station(tmp_path, settings(broker), backoff_s=NEVER_S):
         watching.wait(lambda: watching.of("status"), "the station to be online")
-        other = Link(settings(broker), "inspectd-edge7-top")
+        other = Link(settings(broker), "inspectd.edge7.top")
         eventually(lambda: [said for said in logs if "lost the broker" in said["event"]], "the loss")
         Event().wait(QUIET_S)
         assert other.lost is None

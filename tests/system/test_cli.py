@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image as Pillow
 
+from daemon import images
+from daemon.build import build_detector, load_calibration
+from detectors.artifact import sealed
 from tests.system.conftest import Run, write_part
 
 
@@ -77,6 +80,13 @@ def test_predict_judges_as_calibrated_and_draws_overlays(
     parts = [data / "test/good/000.png", data / "test/stain/000.png"]
     done = inspectd("predict", "--model", model, *parts, "--overlays", tmp_path / "look")
     assert done.returncode == 0, done.stderr
+    detector = build_detector(model, "cpu")
+    calibration = load_calibration(model, detector)
+    predictions = detector.predict([images.read(part) for part in parts])
+    ratios = [prediction.anomaly_score / calibration.threshold for prediction in predictions]
+    said = re.findall(r"│ (PASS|FAIL)\s+│\s+([\d.]+) │", done.stdout)
+    assert [float(ratio) for _, ratio in said] == pytest.approx(ratios, abs=2e-3)
+    assert [outcome for outcome, _ in said] == ["FAIL" if ratio > 1 else "PASS" for ratio in ratios]
     overlays = sorted((tmp_path / "look").iterdir())
     assert len(overlays) == 2  # of the same stem, neither overwritten
     for path in overlays:
@@ -162,7 +172,8 @@ def test_a_model_of_an_unknown_detector_is_refused(model: Path, data: Path, insp
     foreign = tmp_path / "foreign"
     shutil.copytree(model, foreign)
     manifest = foreign / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"sk_rd4ad"', '"patchcore"'))
+    content = json.loads(manifest.read_text().replace('"sk_rd4ad"', '"patchcore"'))
+    manifest.write_text(json.dumps(sealed(content)))
     done = inspectd("predict", "--model", foreign, data / "test/good/000.png")
     assert done.returncode == 78
     assert "patchcore" in done.stderr
@@ -190,9 +201,12 @@ def test_check_approves_a_sound_station_and_names_every_fault_of_another(
     assert "8 good parts carry" in done.stdout
     assert (tmp_path / "incoming/waiting.png").exists()
     assert not (tmp_path / "state").exists()
-    done = inspectd("check", "--config", write_config(tmp_path, tmp_path / "nowhere"))
+    config = write_config(tmp_path, tmp_path / "nowhere")
+    config.write_text(config.read_text().replace("[mqtt]", '[mqtt]\nusername = "u"\npassword_file = "secret"'))
+    done = inspectd("check", "--config", config)
     assert done.returncode == 78
     assert "no model folder" in done.stderr
+    assert "secret: mqtt.password_file: cannot be read" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
@@ -212,7 +226,31 @@ def test_a_wrong_configuration_is_named_and_ends_with_78(
     assert "Traceback" not in done.stderr
 
 
-def test_wrong_options_end_with_2_and_a_hint(inspectd: Run) -> None:
-    done = inspectd("train", "--goood", "x")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--goood", "x"], "--good"), (["--skips", "1:1"], "3:2 and 2:1"), (["--size", "100"], "multiple of 32")],
+)
+def test_wrong_options_end_with_2_and_a_hint(
+    options: list[str], words: str, data: Path, inspectd: Run, tmp_path: Path
+) -> None:
+    done = inspectd("train", "--good", data / "train/good", "--out", tmp_path / "model", *options)
     assert done.returncode == 2
-    assert "--good" in done.stderr
+    assert words in done.stderr
+
+
+def test_parts_that_the_model_learned_never_calibrate_it(data: Path, inspectd: Run, tmp_path: Path) -> None:
+    options = ["--size", "64", "--epochs", "1", "--calibration-good", str(data / "train/good")]
+    done = inspectd("train", "--good", data / "train/good", "--out", tmp_path / "model", *options)
+    assert done.returncode == 1
+    assert "calibrate on other good parts" in done.stderr
+    assert not (tmp_path / "model/manifest.json").exists()
+
+
+def test_without_its_split_a_model_is_not_calibrated_again(
+    model: Path, data: Path, inspectd: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model/split.json").unlink()
+    done = inspectd("calibrate", "--model", tmp_path / "model", "--good", data / "train/good")
+    assert done.returncode == 1
+    assert "nobody knows which images the model learned from" in done.stderr

@@ -211,7 +211,8 @@ def test_two_hundred_real_parts_survive_the_same(
 def test_a_file_that_is_no_image_is_an_error_for_the_line_and_kept_with_its_reason(
     daemon: Daemon, broker: Broker
 ) -> None:
-    daemon.config.write_text(daemon.config.read_text() + "give_up_s = 0.5\n")
+    text = daemon.config.read_text().replace("[mqtt]", "[mqtt]\nactuation_ttl_s = 100.0")
+    daemon.config.write_text(text + "give_up_s = 0.5\n")
     with closing(Subscriber(broker.port, "inspectd/#")) as listener:
         daemon.start()
         (daemon.incoming / "torn.png").write_text("hello")
@@ -226,6 +227,19 @@ def test_a_file_that_is_no_image_is_an_error_for_the_line_and_kept_with_its_reas
     reasons = {p.name: p.read_text() for p in daemon.incoming.rglob("*.reason.txt")}
     assert "empty" in reasons["empty.jpg.reason.txt"]
     assert "not a PNG, JPEG, BMP or TIFF" in reasons["torn.png.reason.txt"]
+
+
+def test_the_gate_hears_nothing_of_parts_that_came_long_ago_and_the_record_all(daemon: Daemon, broker: Broker) -> None:
+    for seed in range(3):
+        write_part(daemon.incoming / f"old{seed}.png", seed)
+    text = daemon.config.read_text()
+    daemon.config.write_text(text.replace("[mqtt]", "[mqtt]\nactuation_ttl_s = 0.001"))
+    with closing(Subscriber(broker.port, "inspectd/#")) as listener:
+        daemon.start()
+        eventually(lambda: len(verdicts(listener)) == 3, "three verdicts")
+        assert daemon.end() == 0
+    assert listener.of("plc") == []
+    assert "the gate is not told of parts that came long ago" in daemon.said()
 
 
 def test_a_missing_folder_is_shown_and_waited_for(daemon: Daemon, broker: Broker) -> None:
@@ -269,6 +283,8 @@ def test_presence_and_pictures_reach_a_subscriber(daemon: Daemon, broker: Broker
         "running",
         "stopped",
     ]
+    assert listener.of("state")[-1].content["state"] == "Halted"
+    assert listener.of("state")[-1].content["ready"] is False
 
 
 def test_a_killed_daemon_is_reported_lost_by_the_broker(daemon: Daemon, broker: Broker) -> None:
@@ -286,7 +302,7 @@ def test_two_daemons_cannot_share_a_state_folder(daemon: Daemon, inspectd: Run) 
     daemon.start()
     eventually(lambda: '"ready"' in daemon.said(), "the daemon to be ready")
     done = inspectd("run", "--config", daemon.config)
-    assert done.returncode == 78
+    assert done.returncode == 1
     assert "in use by another inspectd" in done.stderr
     assert daemon.end() == 0
 

@@ -34,6 +34,7 @@ CAPTURE = Capture(
     station="top",
     part_id="SN-00091827364",
     captured_at=datetime(2026, 11, 22, 7, 58, 3, 482_000, UTC),
+    arrived_at=datetime(2026, 11, 22, 7, 58, 3, 490_000, UTC),
     seen_at=17.25,
     origin="/srv/press/top/SN-00091827364.png",
 )
@@ -83,7 +84,7 @@ unhurried = settings(deadline=None, max_examples=100)
 def verdicts(draw: st.DrawFn) -> Verdict:
     outcome = draw(st.sampled_from(Outcome))
     blind = outcome is Outcome.ERROR and draw(st.booleans())
-    capture = Capture("0" * 26, "s" * 32, draw(texts), draw(moments), 0.0, draw(texts))
+    capture = Capture("0" * 26, "s" * 32, draw(texts), draw(moments), draw(moments), 0.0, draw(texts))
     decision = Decision(
         outcome,
         draw(st.sampled_from(Reason)),
@@ -254,9 +255,9 @@ def test_texts_are_whole_where_they_fit_and_cut_at_a_character_where_not() -> No
         return parse(contract.encode_actuation(IDENTITY, named(part_id), 2.0).payload)["p"]
 
     assert in_plc("p" * 32) == "p" * 32
-    assert in_plc("p" * 33) == "p" * 32
+    assert in_plc("line1-cam1-2026-11-22-SN00091827364") == "e1-cam1-2026-11-22-SN00091827364"
     assert in_plc("é" * 40) == "é" * 16
-    assert in_plc("a" + "\U0001f600" * 9) == "a" + "\U0001f600" * 7
+    assert in_plc("\U0001f600" * 9 + "a") == "\U0001f600" * 7 + "a"
     assert in_plc('"' * 40) == '"' * 16
     assert parse(contract.encode_verdict(IDENTITY, named("Teil-äöü-\U0001f600")))["part_id"] == "Teil-äöü-\U0001f600"
 
@@ -307,4 +308,4 @@ def test_ready_follows_the_state() -> None:
         content = parse(contract.encode_state(IDENTITY, replace(STATE, state=state), AT).payload)
         assert content["state_no"] == number
         ready[state] = content["ready"]
-    assert ready == {"Preoperational": False, "Error": False, "ContinuousExecution": True}
+    assert ready == {"Preoperational": False, "Halted": False, "Error": False, "ContinuousExecution": True}

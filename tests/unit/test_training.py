@@ -148,10 +148,10 @@ def test_the_fingerprint_follows_weights_and_settings_and_nothing_else(copy: Pat
     before = artifact.read_manifest(copy)
     content = json.loads((copy / "manifest.json").read_text())
     content["training"]["seed"] = 77
-    (copy / "manifest.json").write_text(json.dumps(content))
+    (copy / "manifest.json").write_text(json.dumps(artifact.sealed(content)))
     assert artifact.read_manifest(copy).fingerprint == before.fingerprint
     content["settings"]["size"] = 96
-    (copy / "manifest.json").write_text(json.dumps(content))
+    (copy / "manifest.json").write_text(json.dumps(artifact.sealed(content)))
     assert artifact.read_manifest(copy).fingerprint != before.fingerprint
 
 
@@ -181,9 +181,18 @@ def test_a_missing_file_is_refused(copy: Path) -> None:
 
 
 def test_a_manifest_that_does_not_fit_its_weights_is_refused(copy: Path) -> None:
+    for setting, value in (("backbone", "resnet18"), ("size", 250), ("skips", [[1, 1]])):
+        content = json.loads((copy / "manifest.json").read_text())
+        content["settings"][setting] = value
+        (copy / "manifest.json").write_text(json.dumps(artifact.sealed(content)))
+        assert "train it again" in refused(copy)
+
+
+def test_an_edited_manifest_is_refused(copy: Path) -> None:
     path = copy / "manifest.json"
-    path.write_text(path.read_text().replace("efficientnet_lite0", "resnet18"))
-    assert "train it again" in refused(copy)
+    path.write_text(path.read_text().replace('"size": 64', '"size": 96'))
+    with pytest.raises(ArtifactError, match="edited since training"):
+        artifact.read_manifest(copy)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +201,7 @@ def test_a_manifest_that_does_not_fit_its_weights_is_refused(copy: Path) -> None
         (None, "no model folder"),
         ("{", "cannot be read"),
         ('{"schema": "inspectd.model/9"}', "not of the form"),
-        ('{"schema": "inspectd.model/1", "detector": "sk_rd4ad"}', "has been edited"),
+        ('{"schema": "inspectd.model/1", "detector": "sk_rd4ad"}', "has been edited since training"),
         ("[]", "not of the form"),
     ],
 )
