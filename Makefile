@@ -12,6 +12,7 @@ venv: $(INSTALLED)
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "inspectd needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up .venv; the first time this downloads PyTorch, some minutes."
 	$(PYTHON) -m venv .venv \
 	  || { echo "the venv module is missing; install it, on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
@@ -22,7 +23,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 # The main job on rendered parts, or on yours in MVTec layout: make demo DATA=folder
 demo: $(INSTALLED)
-	$(BIN)/python -m demo $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m demo $(if $(DATA),--data "$(DATA)")
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not long"

@@ -18,12 +18,11 @@ class Quantile:
     """A threshold and the share of good parts that it may reject.
 
     `threshold` is the `rank`-th smallest score, counted from 1. `carries` says whether the scores were enough
-    for `alpha_asked`; if not, the threshold is the largest score and `alpha_carried` is 1 / (n + 1).
+    for the alpha that was asked; if not, the threshold is the largest score and `alpha_carried` is 1 / (n + 1).
     """
 
     threshold: float
     rank: int
-    alpha_asked: float
     alpha_carried: float
     carries: bool
 
@@ -49,7 +48,6 @@ def upper_quantile(scores: ArrayLike, alpha: float) -> Quantile:
     return Quantile(
         threshold=float(np.partition(values, chosen - 1)[chosen - 1]),
         rank=chosen,
-        alpha_asked=alpha,
         alpha_carried=1 / (values.size + 1) if rank is None else alpha,
         carries=rank is not None,
     )

@@ -18,14 +18,16 @@ class Evaluation:
     """The figures of one test set.
 
     AUROC and AUPRO (to 30 % false positives, over the whole set) do not depend on the threshold; pixel figures are
-    NaN without masks. Rates are shares of 0…1 at the calibrated threshold. Latency is from pixels to prediction,
-    one image at a time, without reading the file. `missed` and `present` count escapes and parts by defect.
+    NaN without masks. `pro_per_image_rd` is the RD papers' per-image variant, not comparable with AUPRO. Rates are
+    shares of 0…1 at the calibrated threshold. Latency is from pixels to prediction, one image at a time, without
+    reading the file. `missed` and `present` count escapes and parts by defect.
     """
 
     image_auroc: float
     image_auroc_interval: tuple[float, float]
     pixel_auroc: float
     aupro: float
+    pro_per_image_rd: float
     threshold: float
     alpha: float
     alpha_carried: float
@@ -71,6 +73,7 @@ def evaluate(
         image_auroc_interval=metrics.bootstrap_interval(scores, ~good),
         pixel_auroc=metrics.pixel_auroc(pictured_maps, masks) if has_masks else float("nan"),
         aupro=metrics.aupro(pictured_maps, masks) if has_masks else float("nan"),
+        pro_per_image_rd=metrics.pro_per_image_rd(pictured_maps, masks) if has_masks else float("nan"),
         threshold=calibration.threshold,
         alpha=calibration.alpha,
         alpha_carried=calibration.alpha_carried,

@@ -1,4 +1,4 @@
-"""A production line in a few minutes: parts, a model, a daemon, a broker, and a power cut.
+"""A production line in a few minutes: parts, a model, a daemon, a broker, and a crash.
 
     python -m demo [--data FOLDER_IN_MVTEC_LAYOUT] [--out build/demo]
 
@@ -96,7 +96,7 @@ def demo(
     test_good: Annotated[int, typer.Option(help="Good parts to render for the line.", min=2)] = 60,
     per_defect: Annotated[int, typer.Option(help="Bad parts of each defect to render for the line.", min=1)] = 5,
 ) -> None:
-    """Inspect parts on this machine, from training to a power cut, and draw the balance."""
+    """Inspect parts on this machine, from training to a crash, and draw the balance."""
     _clear(out, data)
     stage = Stages()
     with ExitStack() as running:
@@ -130,9 +130,9 @@ def demo(
                 plant.run(undisturbed[_MEASURED:], interval_s)
                 plant.await_verdicts()
             console.print(f"A part came every {1000 * interval_s:.0f} ms.")
-        with stage("Power cut", f"While {last} more parts pass, the daemon is killed with kill -9 and started again."):
+        with stage("Crash", f"While {last} more parts pass, the daemon is killed with kill -9 and started again."):
             with Live(Board(plant.subscriber, parts, plant.dropped), console=console, refresh_per_second=8):
-                dark_s = plant.cut_power(disturbed, interval_s)
+                dark_s = plant.crash(disturbed, interval_s)
                 plant.await_verdicts()
             console.print(f"It was back online after {dark_s:.1f} s, and judged what had come in the meantime.")
 

@@ -51,7 +51,7 @@ class Child:
             self.kill()
 
     def kill(self) -> None:
-        """End the program as a power cut would (SIGKILL)."""
+        """End the program as a crash would (SIGKILL)."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

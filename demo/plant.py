@@ -102,7 +102,7 @@ class Plant:
             passed(number)
             due += interval_s
 
-    def cut_power(self, parts: Sequence[Part], interval_s: float) -> float:
+    def crash(self, parts: Sequence[Part], interval_s: float) -> float:
         """Kill the daemon after a third of the parts, start it again at once; give the seconds until it is online.
 
         Raises:

@@ -121,8 +121,8 @@ class Balance:
 
     @property
     def sound(self) -> bool:
-        """Whether each part has exactly one verdict."""
-        return self.lost == 0 and self.verdicts == self.parts
+        """Whether each part has exactly one verdict, and the record no gap."""
+        return self.lost == 0 and self.verdicts == self.parts and self.gapless
 
     @property
     def escaped(self) -> int:
@@ -163,7 +163,7 @@ class Balance:
             grid.add_row(
                 "latency",
                 f"p50 {self.latency(50):.0f} ms, p99 {self.latency(99):.0f} ms from the file in the folder to the "
-                f"verdict at the subscriber, over {len(self.latency_ms)} parts; those of the power cut are not counted",
+                f"verdict at the subscriber, over {len(self.latency_ms)} parts; those of the crash are not counted",
             )
         grid.add_row("overlays", f"{overlays} received; the daemon sends at most two a second")
         for what, path in files.items():

@@ -16,7 +16,7 @@ class AnomalyMap(nn.Module):
 
     RD4AD's map: 1 − cos over the channels, bilinear upsampling with aligned corners, a sum, a Gaussian of σ 4 pixels
     with 33 taps and edge-repeating borders. Upsampling and smoothing are linear and separable, so each level
-    becomes M·a·Mᵀ with one matrix M made here in float64; the result equals scipy's to 1e-6.
+    becomes M·a·Mᵀ with one matrix M made here in float64; the result equals scipy's to 1e-5.
     """
 
     def __init__(self, size: int, sides: Sequence[int]) -> None:
