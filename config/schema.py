@@ -133,7 +133,7 @@ class FolderSource(Section):
         default=200,
         ge=0,
         le=60_000,
-        description="Milliseconds for which a file must stay unchanged before it is read, if nobody saw its writer close it.",
+        description="Milliseconds for which a file must stay unchanged, if its writer was not seen to close it.",
     )
     give_up_s: float = Field(
         default=10.0,
