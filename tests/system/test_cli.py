@@ -1,6 +1,7 @@
 """The command line as people use it: what it writes, what it says, and with which status it leaves."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -254,3 +255,17 @@ def test_without_its_split_a_model_is_not_calibrated_again(
     done = inspectd("calibrate", "--model", tmp_path / "model", "--good", data / "train/good")
     assert done.returncode == 1
     assert "nobody knows which images the model learned from" in done.stderr
+
+
+@pytest.mark.skipif("INSPECTD_DATA" not in os.environ, reason="INSPECTD_DATA names no folder of real images")
+def test_real_impurities_in_paper_are_told_from_good_paper(inspectd: Run, tmp_path: Path) -> None:
+    paper, model = Path(os.environ["INSPECTD_DATA"], "piped/PA_BFT01_TL"), tmp_path / "model"
+    done = inspectd("train", "--good", paper / "train/good", "--out", model, "--size", "128", "--epochs", "15")
+    assert done.returncode == 0, done.stderr
+    done = inspectd("evaluate", "--model", model, "--data", paper, "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["n_good"], figures["n_defect"]) == (12, 48)
+    assert figures["image_auroc"] > 0.95
+    assert figures["pixel_auroc"] > 0.9
+    assert figures["escape_rate"] < 0.2
