@@ -13,9 +13,9 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "inspectd needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up .venv; the first time this downloads PyTorch, some minutes."
-	$(PYTHON) -m venv .venv \
+	@$(PYTHON) -m venv .venv \
 	  || { echo "the venv module is missing; install it, on Debian: apt-get install python3-venv"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
 	@# opencv-python wants the system's libGL; where that is missing its twin without windows serves.
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check \
 	  --force-reinstall --no-deps opencv-python-headless==$$($(BIN)/pip show opencv-python | sed -n 's/^Version: //p')
