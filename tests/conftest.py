@@ -1,6 +1,7 @@
 """Brokers, cables and subscribers for tests, ended with them; and what every test must leave behind: nothing."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,6 +14,8 @@ from tests.brokers import Broker, Cable, Subscriber
 
 # Programs under test share two cores with the tests; threads that wait for each other by spinning would crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell's background jobs ignore Ctrl-C, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
