@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -124,11 +124,12 @@ def train(
     An interrupted training goes on when the same command is given again.
     """
     from daemon.training import Order, Training, write_split
+    from detectors.artifact import MANIFEST
     from detectors.devices import choose
 
     if size % 32:
         raise typer.BadParameter(f"--size must be a multiple of 32, not {size}")
-    if (out_folder / "manifest.json").exists() and not overwrite:
+    if (out_folder / MANIFEST).exists() and not overwrite:
         raise DatasetError(f"{out_folder} already holds a finished model; choose another --out, or give --overwrite")
     pool = dataset.good_images(good)
     learned, held = (
@@ -215,6 +216,7 @@ def predict(
 ) -> None:
     """Judge single images as the daemon would; exit status 1 if one cannot be read."""
     from daemon import overlay
+    from daemon.sources.names import free_path
 
     detector, calibration = _load(model, device)
     if overlays is not None:
@@ -239,7 +241,7 @@ def predict(
         if overlays is not None:
             caption = overlay.Caption(decision.outcome, path.name, judgement.explain(decision))
             picture = overlay.render(image, prediction.anomaly_map, decision.threshold, caption)
-            target = _free(overlays / f"{path.stem}.jpg")
+            target = free_path(overlays, f"{path.stem}.jpg")
             target.write_bytes(overlay.encode_jpeg(picture, b"", quality=92))
     out.print(table)
     if unreadable:
@@ -331,8 +333,7 @@ def _load(model: Path, device: Device) -> tuple[Detector, Calibration]:
     return detector, load_calibration(model, detector)
 
 
-def _read(paths: Iterable[Path], doing: str) -> Iterator[Image]:
-    paths = list(paths)
+def _read(paths: Sequence[Path], doing: str) -> Iterator[Image]:
     with _progress() as bar:
         task = bar.add_task(doing, total=len(paths), note="")
         for path in paths:
@@ -354,22 +355,16 @@ def _progress() -> Progress:
 
 
 def _skips(text: str) -> tuple[tuple[int, int], ...]:
+    from detectors.reverse_distillation.network import PUBLISHED_SKIPS
+
     try:
         pairs = [part.split(":") for part in text.split(",") if part]
         skips = tuple((int(source), int(target)) for source, target in pairs)
     except ValueError:
         raise typer.BadParameter(f'--skips is written like "3:2,2:1", not {text!r}') from None
-    if not set(skips) <= {(3, 2), (2, 1)} or len(set(skips)) < len(skips):
+    if not set(skips) <= set(PUBLISHED_SKIPS) or len(set(skips)) < len(skips):
         raise typer.BadParameter(f"--skips may name 3:2 and 2:1, each once, not {text!r}")
     return skips
-
-
-def _free(path: Path) -> Path:
-    """The path, or with a number if images of the same name come from several folders."""
-    candidate, number = path, 1
-    while candidate.exists():
-        candidate, number = path.with_stem(f"{path.stem}-{number}"), number + 1
-    return candidate
 
 
 def _figure(value: float) -> str:

@@ -133,10 +133,10 @@ def record(
     While the disk refuses, the stage waits and so holds the line's back-pressure; nothing is let go of.
     """
     settled: list[str] = []
+    healths = [station.health for station in stations.values()]
     try:
         for batch in concluded.batches(32):
             entries = [_entry(item.verdict, stations[item.verdict.capture.station].identity) for item in batch]
-            healths = [station.health for station in stations.values()]
             if not _keep(outbox, entries, settled, healths, stop):
                 return
             settled = []

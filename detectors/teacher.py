@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -140,7 +139,7 @@ def _published_weights(name: str) -> dict[str, Tensor]:
         raise ArtifactError("resnet50_msra has no download: give its file with --weights")
     models = import_torchvision().models
     try:
-        published = models.get_weight(f"{_CLASSES[name]}_Weights.IMAGENET1K_V1")
+        published = models.get_model_weights(name).IMAGENET1K_V1
         state: dict[str, Tensor] = published.get_state_dict(weights_only=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise ArtifactError(
@@ -148,14 +147,6 @@ def _published_weights(name: str) -> dict[str, Tensor]:
             "or use --backbone efficientnet_lite0, which needs no download"
         ) from error
     return state
-
-
-_CLASSES = {
-    "resnet18": "ResNet18",
-    "resnet34": "ResNet34",
-    "resnet50": "ResNet50",
-    "wide_resnet50_2": "Wide_ResNet50_2",
-}
 
 
 def _architecture(name: str) -> nn.Module:
@@ -167,14 +158,7 @@ def _architecture(name: str) -> nn.Module:
         return lite
     from torchvision import models
 
-    build: dict[str, Callable[[], Any]] = {
-        "resnet18": models.resnet18,
-        "resnet34": models.resnet34,
-        "resnet50": models.resnet50,
-        "resnet50_msra": models.resnet50,
-        "wide_resnet50_2": models.wide_resnet50_2,
-    }
-    net = build[name]()
+    net = models.get_model(name.removesuffix("_msra"))
     del net.layer4, net.avgpool, net.fc
     if name == "resnet50_msra":
         # The original network halves the resolution in the first 1×1 of a stage, torchvision's in the 3×3.
