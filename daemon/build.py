@@ -1,7 +1,10 @@
 """Settings → objects. The only module that names every plug-in."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import assert_never
+
+import numpy as np
 
 from calibration import store
 from calibration.calibration import Calibration
@@ -12,7 +15,8 @@ from daemon.sinks.mqtt import Broker
 from daemon.sources.base import Source
 from daemon.sources.folder import FolderSource
 from detectors import artifact
-from detectors.base import ArtifactError, Detector
+from detectors.base import ArtifactError, Detector, DetectorName
+from detectors.devices import choose
 
 CALIBRATION = "calibration.json"
 
@@ -40,19 +44,24 @@ def build_detector(folder: Path, device: str = "auto", threads: int = 0) -> Dete
         ArtifactError: no usable model, or no such device.
     """
     manifest = artifact.read_manifest(folder)
-    match manifest.detector:
-        case "sk_rd4ad" | "rd4ad":
-            from detectors.devices import choose
+    try:
+        name = DetectorName(manifest.detector)
+    except ValueError:
+        raise ArtifactError(
+            f"{folder} was trained by the detector {manifest.detector!r}, which this version does not know; "
+            "install the version that trained it, or train again"
+        ) from None
+    load: Callable[[Path, artifact.Manifest, str], Detector]
+    match name:
+        case DetectorName.gsk_rd4ad | DetectorName.sk_rd4ad | DetectorName.rd4ad | DetectorName.rdpp:
             from detectors.reverse_distillation.detector import load
-
-            detector = load(folder, manifest, choose(device, threads))
-            detector.warm_up()
-            return detector
-        case other:
-            raise ArtifactError(
-                f"{folder} was trained by the detector {other!r}, which this version does not know; "
-                "install the version that trained it, or train again"
-            )
+        case DetectorName.efficientad_s | DetectorName.efficientad_m | DetectorName.puad:
+            from detectors.efficientad.detector import load
+        case _ as unknown:
+            assert_never(unknown)
+    detector = load(folder, manifest, choose(device, threads))
+    detector.predict([np.zeros((256, 256, 3), np.uint8)])  # so that the first part does not pay for lazy initialisation
+    return detector
 
 
 def load_calibration(folder: Path, detector: Detector) -> Calibration:

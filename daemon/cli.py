@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -39,7 +40,11 @@ from daemon.dataset import DatasetError
 from daemon.images import UndecodableError
 from daemon.messages import Outcome
 from daemon.outbox import OutboxError
-from detectors.base import ArtifactError, Detector, Image
+from daemon.report import ReportError
+from detectors.base import ArtifactError, Detector, DetectorName, Image
+
+if TYPE_CHECKING:
+    from daemon.evaluation import Evaluation
 
 EXIT_FAILED, EXIT_CONFIG = 1, 78
 
@@ -62,13 +67,16 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-class DetectorName(StrEnum):
-    """The detectors that can be trained."""
+class PdnSize(StrEnum):
+    """The sizes of EfficientAD."""
 
-    sk_rd4ad = "sk_rd4ad"
-    rd4ad = "rd4ad"
+    s = "s"
+    m = "m"
 
 
+BackboneOption = Annotated[str, typer.Option(help="Teacher network of reverse distillation.")]
+WeightsOption = Annotated[Path | None, typer.Option(help="That network's weights from a file instead of a download.")]
+SeedOption = Annotated[int, typer.Option(help="Makes a run repeatable; 0 is a seed like any other.", min=0)]
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder.")]
 AlphaOption = Annotated[
     float, typer.Option(help="Share of good parts that may be rejected.", min=1e-6, max=0.5, show_default=True)
@@ -88,7 +96,7 @@ def main() -> NoReturn:
         _leave("interrupted", 130)
     except (ConfigError, ArtifactError, CalibrationError) as error:
         _leave(str(error), EXIT_CONFIG)
-    except (DatasetError, UndecodableError, OutboxError, OSError) as error:
+    except (DatasetError, UndecodableError, OutboxError, ReportError, OSError) as error:
         _leave(str(error), EXIT_FAILED)
     except Exception as error:
         if not hasattr(error, "exit_code"):
@@ -103,19 +111,37 @@ def main() -> NoReturn:
 def train(
     good: Annotated[Path, typer.Option(help="Folder of images of good parts.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
-    detector: Annotated[DetectorName, typer.Option(help="What to train.")] = DetectorName.sk_rd4ad,
-    backbone: Annotated[str, typer.Option(help="Teacher network.")] = "efficientnet_lite0",
-    weights: Annotated[Path | None, typer.Option(help="Teacher's weights from a file instead of a download.")] = None,
+    detector: Annotated[DetectorName, typer.Option(help="What to train.")] = DetectorName.gsk_rd4ad,
+    backbone: BackboneOption = "efficientnet_lite0",
+    weights: WeightsOption = None,
+    pdn: Annotated[
+        Path | None, typer.Option(help="EfficientAD's and PUAD's teacher, from distill-teacher or published.")
+    ] = None,
+    penalty: Annotated[
+        Path | None, typer.Option(help="Folder of pictures of anything else, for EfficientAD and PUAD.")
+    ] = None,
+    trained: Annotated[
+        Path | None,
+        typer.Option(
+            help="Networks to take instead of training: for rd4ad and sk_rd4ad a checkpoint of the public code, "
+            "for puad the model folder of an EfficientAD."
+        ),
+    ] = None,
     skips: Annotated[
-        str, typer.Option(help='Skip connections of sk_rd4ad as "source:target" levels; the default is as published.')
-    ] = "3:2,2:1",
+        str | None, typer.Option(help='Skip connections as "source:target" levels; as published: "3:2,2:1".')
+    ] = None,
+    transport: Annotated[  # noqa: FBT002 -- a flag
+        bool, typer.Option("--transport", help="rdpp: the published transport loss too; slow and without effect.")
+    ] = False,
+    weight_unpicturable: Annotated[float, typer.Option(help="puad: weight of the unpicturable part.", min=0)] = 1.0,
     calibration_good: Annotated[
         Path | None, typer.Option(help="Good parts to calibrate on; default: hold out part of --good.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images; default: by their number.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images; default: by detector.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the optimiser, instead of --epochs.", min=1)] = None,
     size: Annotated[int, typer.Option(help="Side of the square network input, a multiple of 32.", min=64)] = 256,
     alpha: AlphaOption = 0.01,
-    seed: Annotated[int, typer.Option(help="Makes a run repeatable; 0 is a seed like any other.", min=0)] = 0,
+    seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished model.")] = False,  # noqa: FBT002
 ) -> None:
@@ -123,31 +149,99 @@ def train(
 
     An interrupted training goes on when the same command is given again.
     """
-    from daemon.training import Order, Training, write_split
+    from daemon.training import Order, prepare, write_split
     from detectors.artifact import MANIFEST
     from detectors.devices import choose
 
     if size % 32:
         raise typer.BadParameter(f"--size must be a multiple of 32, not {size}")
+    for option, given, serves in (
+        ("--skips", skips, "sk_rd4ad gsk_rd4ad"),
+        ("--transport", transport, "rdpp"),
+        ("--weights", weights, "rd4ad sk_rd4ad gsk_rd4ad rdpp"),
+        ("--pdn", pdn, "efficientad_s efficientad_m puad"),
+        ("--penalty", penalty, "efficientad_s efficientad_m puad"),
+        ("--trained", trained, "rd4ad sk_rd4ad puad"),
+    ):
+        if given and detector.value not in serves.split():
+            raise typer.BadParameter(f"{option} serves {', '.join(serves.split())}, not {detector.value}")
+    if epochs and steps:
+        raise typer.BadParameter("give --epochs or --steps, not both")
     if (out_folder / MANIFEST).exists() and not overwrite:
         raise DatasetError(f"{out_folder} already holds a finished model; choose another --out, or give --overwrite")
     pool = dataset.good_images(good)
     learned, held = (
         dataset.split(pool, alpha, seed) if calibration_good is None else (pool, dataset.good_images(calibration_good))
     )
-    chosen_skips = _skips(skips) if detector is DetectorName.sk_rd4ad else ()
-    training = Training(Order(backbone, weights, chosen_skips, size, epochs, seed, choose(device.value)), learned)
+    order = Order(
+        detector,
+        size,
+        seed,
+        choose(device.value),
+        epochs=epochs,
+        steps=steps,
+        trained=trained,
+        backbone=backbone,
+        weights=weights,
+        skips=None if skips is None else _skips(skips),
+        transport=transport,
+        pdn=pdn,
+        penalty=penalty,
+        weight_unpicturable=weight_unpicturable,
+    )
+    training = prepare(order, learned)
     out.print(
-        f"{detector.value} with {backbone} at {size} px: {len(learned)} good parts to learn from, {len(held)} to "
-        f"calibrate on, {training.recipe.epochs} epochs",
+        f"{training.description}: {len(learned)} good parts to learn from, {len(held)} to calibrate on, "
+        f"{training.steps} steps",
         soft_wrap=True,
     )
     write_split(out_folder, learned, held, seed)
     held = _not_learned(out_folder, held, calibration_good or good)
     with _progress() as bar:
         task = bar.add_task("training", total=training.steps, note="")
-        training.run(out_folder, lambda step: bar.update(task, completed=step.step, note=f"loss {step.loss:.4f}"))
+        training.run(out_folder, held, lambda step: bar.update(task, completed=step.step, note=f"loss {step.loss:.4f}"))
     _calibrate(out_folder, held, alpha, device)
+
+
+@app.command()
+def distill_teacher(
+    pictures: Annotated[Path, typer.Option("--images", help="Folder of pictures to learn from: many, of anything.")],
+    out_file: Annotated[Path, typer.Option("--out", help="File to write, NAME.safetensors.")],
+    pdn_size: Annotated[PdnSize, typer.Option("--size", help="Which EfficientAD it is for.")] = PdnSize.s,
+    backbone: BackboneOption = "resnet18",
+    weights: WeightsOption = None,
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser.", min=1)] = 60_000,
+    batch: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 16,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Make EfficientAD's teacher: a small network that describes pictures as a large one does.
+
+    Needed once for all parts. An interrupted run goes on when the same command is given again.
+    """
+    import shutil
+
+    from detectors.devices import choose
+    from detectors.efficientad.distillation import DistillationRecipe, distil
+    from detectors.teacher import load_teacher
+
+    if out_file.exists():
+        raise DatasetError(f"{out_file} exists already; choose another --out")
+    paths = dataset.good_images(pictures)
+    teacher = load_teacher(backbone, weights)
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    with _progress() as bar:
+        task = bar.add_task("distilling", total=steps, note="")
+        distil(
+            map(dataset.read_image, paths),
+            teacher,
+            DistillationRecipe(size=pdn_size.value, steps=steps, batch=batch, seed=seed),
+            out=out_file,
+            device=choose(device.value),
+            report=lambda step: bar.update(task, completed=step.step, note=f"loss {step.loss:.4f}"),
+        )
+    shutil.rmtree(out_file.with_name(out_file.name + ".training"))
+    out.print(f"{out_file}: EfficientAD-{pdn_size.value.upper()}'s teacher from {len(paths)} pictures", soft_wrap=True)
 
 
 @app.command()
@@ -164,7 +258,10 @@ def calibrate(
 @app.command()
 def evaluate(
     model: ModelOption,
-    data: Annotated[Path, typer.Option(help="Folder in MVTec layout: test/good, test/DEFECT, ground_truth/DEFECT.")],
+    data: Annotated[
+        Path,
+        typer.Option(help="Folder with answers, as MVTec AD, LOCO, 3D-AD, VisA, VAD and BTAD have it, or a plain one."),
+    ],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
@@ -177,7 +274,6 @@ def evaluate(
         task = bar.add_task("evaluating", total=len(items), note="")
         found = measure(detector, calibration, items, lambda: bar.advance(task))
     if json_file is not None:
-        figures = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(found).items()}
         provenance = {
             "model": detector.fingerprint,
             "calibration": calibration.id,
@@ -185,26 +281,8 @@ def evaluate(
             "data": str(data),
         }
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(figures | provenance, indent=2) + "\n")
-    table = Table("", "value", "95 % interval", title=f"{model} on {data}", title_justify="left")
-    low, high = found.image_auroc_interval
-    table.add_row("image AUROC", f"{found.image_auroc:.4f}", f"{low:.4f} … {high:.4f}")
-    table.add_row("pixel AUROC", _figure(found.pixel_auroc), "")
-    table.add_row("AUPRO (to 30 %)", _figure(found.aupro), "")
-    table.add_section()
-    for name, rate, interval, count in (
-        ("false rejects", found.false_reject_rate, found.false_reject_interval, found.n_good),
-        ("escapes", found.escape_rate, found.escape_interval, found.n_defect),
-    ):
-        text = f"{rate:7.2%}  ({round(rate * count)} of {count})"
-        table.add_row(name, text, f"{interval[0]:.1%} … {interval[1]:.1%}")
-    for defect, missed in found.missed.items():
-        table.add_row(f"  escaped {defect}", f"{missed} of {found.present[defect]}", "")
-    table.add_section()
-    asked = f"α {found.alpha:.2%} asked, {found.alpha_carried:.2%} carried"
-    table.add_row("threshold", f"{found.threshold:.5g}", asked)
-    table.add_row("latency p50, p99", f"{found.latency_ms_p50:.1f} ms, {found.latency_ms_p99:.1f} ms", "one at a time")
-    out.print(table)
+        json_file.write_text(json.dumps(_plain(asdict(found)) | provenance, indent=2, allow_nan=False) + "\n")
+    out.print(_evaluation_table(found, f"{model} on {data}"))
 
 
 @app.command()
@@ -299,6 +377,76 @@ def check(config: ConfigOption) -> None:
         raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
 
 
+@app.command()
+def compare(
+    data: Annotated[Path, typer.Option(help="Folder of categories, or one category, in any layout that is known.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for models, figures and pages; used again.")],
+    detectors: Annotated[
+        str, typer.Option(help='What to compare, "rd4ad,r50=rd4ad"; a label tells two of one kind apart.')
+    ] = "gsk_rd4ad,sk_rd4ad,rd4ad,rdpp",
+    seeds: Annotated[int, typer.Option(help="Trainings of each detector on each category.", min=1)] = 3,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help='Training option of one label or all, "r50:--backbone=resnet50_msra"; repeatable.'),
+    ] = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Train, calibrate and evaluate detectors on categories with known answers, and write the pages to choose by.
+
+    What is finished is not done again, so an interrupted comparison goes on with the same command. Exit status 1 if
+    a run failed.
+    """
+    from daemon import comparison, report
+
+    try:
+        listed = comparison.entries(detectors, settings or (), list(DetectorName))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    report.require_charts()
+    out_folder = out_folder.resolve()
+    machine = comparison.describe_machine(device.value)
+    plans = [
+        (category, comparison.plan(category, folder, listed, seeds, device.value, out_folder))
+        for folder, category in comparison.read(data)
+    ]
+    results = {run: found for _, runs in plans for run in runs if (found := comparison.finished(run))}
+    waiting = [run for _, runs in plans for run in runs if run not in results]
+    if results:
+        out.print(f"{len(results)} of {len(results) + len(waiting)} runs were finished before", soft_wrap=True)
+    with _progress() as bar:
+        task = bar.add_task("runs", total=len(waiting), note="", visible=bool(waiting))
+        for run in waiting:
+            bar.update(task, note=escape(run.name))
+            results[run] = comparison.perform(run, machine)
+            bar.advance(task)
+        bar.update(task, note="")
+    with _progress() as bar:
+        task = bar.add_task("pages", total=len(plans), note="")
+        sheets = []
+        for category, runs in plans:
+            bar.update(task, note=escape(category.name))
+            sheets.append(comparison.collect(category, runs, results))
+            bar.advance(task)
+        index = report.write(sheets, machine, out_folder)
+        bar.update(task, note="")
+    for sheet in sheets:
+        heading, *rows = report.summary(sheet)
+        title = escape(sheet.category)
+        table = Table(*heading, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.columns[0].no_wrap = table.columns[1].no_wrap = True
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+    failed = [(run, result) for run, result in results.items() if result.figures is None]
+    for run, result in failed:
+        err.print(f"inspectd: {run.name} failed: {result.error}; see {run.log}", markup=False, soft_wrap=True)
+    out.print(f"pages: {index}", markup=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
 def _calibrate(model: Path, held: list[Path], alpha: float, device: Device) -> None:
     from daemon.build import CALIBRATION, build_detector
 
@@ -365,6 +513,54 @@ def _skips(text: str) -> tuple[tuple[int, int], ...]:
     if not set(skips) <= set(PUBLISHED_SKIPS) or len(set(skips)) < len(skips):
         raise typer.BadParameter(f"--skips may name 3:2 and 2:1, each once, not {text!r}")
     return skips
+
+
+def _evaluation_table(found: "Evaluation", title: str) -> Table:
+    table = Table("", "value", "95 % interval", title=title, title_justify="left")
+    table.add_row("image AUROC", f"{found.image_auroc:.4f}", _interval(found.image_auroc_interval, ".4f"))
+    if len(found.image_auroc_by_defect) > 1:
+        for defect, area in found.image_auroc_by_defect.items():
+            table.add_row(f"  {defect}", f"{area:.4f}", "")
+        table.add_row("  mean over defects", f"{found.image_auroc_mean:.4f}", "")
+    table.add_row("average precision", f"{found.average_precision:.4f}", "")
+    table.add_row("F1, best threshold", f"{found.f1_max:.4f}", "an oracle: it saw the answers")
+    for share, rate, interval in (
+        ("1 %", found.true_reject_at_1, found.true_reject_at_1_interval),
+        ("5 %", found.true_reject_at_5, found.true_reject_at_5_interval),
+    ):
+        table.add_row(f"true rejects at {share} false", f"{rate:7.2%}", _interval(interval, ".1%"))
+    table.add_section()
+    of = f"of {found.n_masked} bad parts" if found.n_masked else ""
+    table.add_row("pixel AUROC", _figure(found.pixel_auroc), of)
+    table.add_row("AUPRO (to 30 %)", _figure(found.aupro), of)
+    table.add_section()
+    for name, rate, interval, count in (
+        ("false rejects", found.false_reject_rate, found.false_reject_interval, found.n_good),
+        ("escapes", found.escape_rate, found.escape_interval, found.n_defect),
+    ):
+        table.add_row(name, f"{rate:7.2%}  ({round(rate * count)} of {count})", _interval(interval, ".1%"))
+    for defect, missed in found.missed.items():
+        table.add_row(f"  escaped {defect}", f"{missed} of {found.present[defect]}", "")
+    table.add_section()
+    asked = f"α {found.alpha:.2%} asked, {found.alpha_carried:.2%} carried"
+    table.add_row("threshold", f"{found.threshold:.5g}", asked)
+    table.add_row("latency p50, p99", f"{found.latency_ms_p50:.1f} ms, {found.latency_ms_p99:.1f} ms", "one at a time")
+    table.add_row("peak memory", f"{found.peak_memory_mb:.0f} MB", "")
+    return table
+
+
+def _interval(interval: tuple[float, float], form: str) -> str:
+    low, high = interval
+    return "" if math.isnan(low) else f"{low:{form}} … {high:{form}}"
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it: what is no number becomes null."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _figure(value: float) -> str:

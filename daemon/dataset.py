@@ -1,8 +1,7 @@
-"""Folders of images with known answers: good parts to learn from, and test sets in MVTec layout."""
+"""Folders of images with known answers: what is in their files, and which of them to learn from."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -11,25 +10,23 @@ from numpy.typing import NDArray
 
 from calibration.quantile import smallest_sample
 from daemon import images
+from daemon.layouts import Category, DatasetError, Labelled, categories, image_files, read_category
 from detectors.base import Image
 
-
-class DatasetError(Exception):
-    """A folder that does not hold what is asked of it; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """One test image: its defect is the name of its folder, "good" for none; the mask is a file or absent."""
-
-    path: Path
-    defect: str
-    mask: Path | None
-
-    @property
-    def good(self) -> bool:
-        """Whether the part is one that must pass."""
-        return self.defect == "good"
+__all__ = [
+    "Category",
+    "DatasetError",
+    "Labelled",
+    "categories",
+    "digest",
+    "good_images",
+    "labelled_images",
+    "read_category",
+    "read_image",
+    "read_mask",
+    "shared",
+    "split",
+]
 
 
 def good_images(folder: Path) -> list[Path]:
@@ -40,35 +37,30 @@ def good_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DatasetError(f"no such folder: {folder}")
-    found = _images(folder)
+    found = image_files(folder)
     if not found:
-        inner = folder / "train" / "good"
-        hint = f"; did you mean {inner}?" if inner.is_dir() else ""
+        inner = next((p for p in (folder / "train/good", folder / "train/ok", folder / "good") if p.is_dir()), None)
+        hint = f"; did you mean {inner}?" if inner else ""
         raise DatasetError(f"{folder} holds no image ({', '.join(sorted(images.SUFFIXES))}){hint}")
     return found
 
 
 def labelled_images(folder: Path) -> list[Labelled]:
-    """The test set of a folder in MVTec layout: test/good, test/DEFECT and ground_truth/DEFECT/NAME_mask.png.
+    """The test set of a folder in any layout that `read_category` knows.
 
     Raises:
-        DatasetError: no such layout, or a defect whose masks are there for some images only.
+        DatasetError: as `read_category`.
     """
-    if not (folder / "test").is_dir():
-        raise DatasetError(
-            f"{folder} is not in MVTec layout: it has no folder test/ with good/ and one folder per defect"
-        )
-    found = []
-    for kind in sorted(p for p in (folder / "test").iterdir() if p.is_dir()):
-        truth = folder / "ground_truth" / kind.name
-        for path in _images(kind):
-            mask = truth / f"{path.stem}_mask.png"
-            if truth.is_dir() and not mask.is_file():
-                raise DatasetError(f"{path} has no mask {mask}, though its neighbours have; add it")
-            found.append(Labelled(path, kind.name, mask if mask.is_file() else None))
-    if not any(item.good for item in found) or all(item.good for item in found):
-        raise DatasetError(f"{folder}/test needs images in good/ and in at least one folder of a defect")
-    return found
+    return read_category(folder).test
+
+
+def shared(good: Sequence[Path], test: Sequence[Labelled]) -> list[Path]:
+    """The test images that are also among the good parts to learn from, told by their content, not by their names.
+
+    A figure measured on them flatters the detector.
+    """
+    known = {digest([path]) for path in good}
+    return [item.path for item in test if digest([item.path]) in known]
 
 
 def split(paths: Sequence[Path], alpha: float, seed: int) -> tuple[list[Path], list[Path]]:
@@ -108,20 +100,24 @@ def read_image(path: Path) -> Image:
 def read_mask(mask: Path | None, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """A ground-truth mask at the resolution of an anomaly map; False everywhere without a file.
 
-    A pixel counts as defective where more than half of what it covers is; of a defect too small for that the most
-    covered pixels stay, so that no defect vanishes.
+    Any value but zero is defect, for some data sets write labels; of a folder the files are merged. A pixel counts as
+    defective where more than half of what it covers is; of a file whose defect is too small for that the most covered
+    pixels stay, so that no defect vanishes.
 
     Raises:
         DatasetError: the mask cannot be read.
     """
-    if mask is None:
-        return np.zeros(shape, bool)
-    truth = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    files = [] if mask is None else image_files(mask) if mask.is_dir() else [mask]
+    merged = np.zeros(shape, bool)
+    for file in files:
+        merged |= _read_region(file, shape)
+    return merged
+
+
+def _read_region(file: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    # In colour and at full depth: as 8-bit grey, the lowest labels of palettes and of 16-bit masks would round to 0.
+    truth = cv2.imread(str(file), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if truth is None:
-        raise DatasetError(f"{mask} is not a readable image")
-    covered = cv2.resize((truth > 0).astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+        raise DatasetError(f"{file} is not a readable image")
+    covered = cv2.resize(np.asarray(truth.any(axis=2), np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
     return covered > min(0.5, covered.max() * 0.99) if covered.any() else np.zeros(shape, bool)
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in images.SUFFIXES and not p.name.startswith("."))

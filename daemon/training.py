@@ -2,73 +2,198 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol, assert_never
 
 from daemon import dataset
 from daemon.dataset import DatasetError
 from detectors.artifact import write_json
+from detectors.base import ArtifactError, DetectorName
+from detectors.efficientad import detector as efficientad
+from detectors.efficientad.network import PIXELS, EfficientAD
+from detectors.efficientad.puad import fit_puad
+from detectors.efficientad.teacher import load_pdn
+from detectors.efficientad.training import Recipe as EfficientADRecipe
+from detectors.efficientad.training import train as learn_efficientad
 from detectors.reverse_distillation import detector as reverse_distillation
-from detectors.reverse_distillation.training import CHECKPOINT, Progress, Recipe, default_epochs, steps_per_epoch
-from detectors.reverse_distillation.training import train as learn
+from detectors.reverse_distillation.network import ReverseDistillation, Skips
+from detectors.reverse_distillation.training import RECIPES, default_steps
+from detectors.reverse_distillation.training import train as learn_reverse_distillation
 from detectors.teacher import digest, load_teacher
+from detectors.training import CHECKPOINT, Progress, steps_per_epoch
 
 SPLIT = "split.json"
+Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to train. `epochs` None is the default for the number of images; `skips` () is RD4AD."""
+    """What to train. `epochs` and `steps` are two ways to say how long; without either the detector's default holds.
 
-    backbone: str
-    weights: Path | None
-    skips: tuple[tuple[int, int], ...]
+    `trained` names networks to take instead of training: for reverse distillation a checkpoint of the public code, for
+    PUAD the model folder of an EfficientAD. Reverse distillation looks at `backbone`, `weights`, `skips` (where there
+    are any) and `transport` (RD++ alone), EfficientAD and PUAD at `pdn` and `penalty`, PUAD at `weight_unpicturable`.
+    """
+
+    detector: DetectorName
     size: int
-    epochs: int | None
     seed: int
     device: str
+    epochs: int | None = None
+    steps: int | None = None
+    trained: Path | None = None
+    backbone: str = "efficientnet_lite0"
+    weights: Path | None = None
+    skips: Skips | None = None
+    transport: bool = False
+    pdn: Path | None = None
+    penalty: Path | None = None
+    weight_unpicturable: float = 1.0
 
 
-class Training:
-    """One training, ready to start: the teacher is loaded and the length is known."""
+class Training(Protocol):
+    """One training, ready to start: what it needs from elsewhere is loaded and its length is known."""
+
+    steps: int
+    description: str
+
+    def run(self, folder: Path, held: Sequence[Path], report: Report) -> None:
+        """Train and write the model folder; an earlier, interrupted run of the same training is continued.
+
+        `held` are the good parts that the model must not learn from; maps and scores are scaled by them.
+        """
+
+
+def prepare(order: Order, good: Sequence[Path]) -> Training:
+    """Get ready to learn from images of good parts.
+
+    Raises:
+        ArtifactError: a teacher that cannot be had, or one for another detector.
+    """
+    match order.detector:
+        case DetectorName.gsk_rd4ad | DetectorName.sk_rd4ad | DetectorName.rd4ad | DetectorName.rdpp:
+            return ReverseDistillationTraining(order, good)
+        case DetectorName.efficientad_s | DetectorName.efficientad_m | DetectorName.puad:
+            return EfficientADTraining(order, good)
+        case _ as unknown:
+            assert_never(unknown)
+
+
+class ReverseDistillationTraining:
+    """RD4AD, SK-RD4AD, RD++ and GSK-RD4AD."""
 
     def __init__(self, order: Order, good: Sequence[Path]) -> None:
-        """Prepare to learn from images of good parts.
-
-        Raises:
-            ArtifactError: no such backbone, or its weights cannot be had.
-        """
-        epochs = order.epochs or default_epochs(len(good))
-        self.recipe = Recipe(epochs=epochs, seed=order.seed, skips=order.skips)
-        self.steps = epochs * steps_per_epoch(len(good), self.recipe.batch)
+        recipe = RECIPES[order.detector]
+        if order.skips is not None:
+            recipe = replace(recipe, skips=order.skips)
+        steps = _length(order, len(good), recipe.batch) or default_steps(len(good), recipe.batch)
+        self._recipe = replace(recipe, steps=steps, seed=order.seed, transport=order.transport)
         self._order = order
         self._good = good
         self._teacher = load_teacher(order.backbone, order.weights)
+        self.steps = 0 if order.trained else steps
+        self.description = f"{order.detector} with {order.backbone} at {order.size} px"
 
-    def run(self, folder: Path, report: Callable[[Progress], None]) -> None:
-        """Train and write the model folder; an earlier, interrupted run of the same training is continued."""
+    def run(self, folder: Path, held: Sequence[Path], report: Report) -> None:  # noqa: ARG002 -- nothing is scaled
+        """Train, or take the published networks."""
         order = self._order
         preprocess = reverse_distillation.preprocess_for(order.backbone, order.size)
-        identity = {
-            "backbone": order.backbone,
-            "teacher_sha256": digest(self._teacher.backbone),
-            "size": order.size,
-            "good_parts": len(self._good),
-            "data_sha256": dataset.digest(self._good),
-        }
-        network = learn(
+        teacher = digest(self._teacher.backbone)
+        identity: dict[str, Any] = {"backbone": order.backbone, "teacher_sha256": teacher, "size": order.size}
+        if order.trained:
+            network = ReverseDistillation(self._teacher, self._recipe.skips).eval()
+            reverse_distillation.load_published(order.trained, network)
+            history = {"trained": order.trained.name, **identity}
+            reverse_distillation.save(folder, order.detector, network, preprocess, history)
+            return
+        identity |= _data(self._good)
+        network = learn_reverse_distillation(
             (dataset.read_image(path) for path in self._good),
             self._teacher,
             preprocess,
-            self.recipe,
+            self._recipe,
             folder=folder,
             identity=identity,
             device=order.device,
             report=report,
         )
-        history = {"epochs": self.recipe.epochs, "seed": order.seed, "steps": self.steps, **identity}
-        reverse_distillation.save(folder, network, preprocess, history)
+        history = {"steps": self.steps, "seed": order.seed, **identity}
+        reverse_distillation.save(folder, order.detector, network, preprocess, history)
         (folder / CHECKPOINT).unlink()
+
+
+class EfficientADTraining:
+    """EfficientAD S and M, and PUAD on either."""
+
+    def __init__(self, order: Order, good: Sequence[Path]) -> None:
+        self._order = order
+        self._good = good
+        self._recipe = EfficientADRecipe(seed=order.seed)
+        length = _length(order, len(good), batch=1)
+        if length:
+            self._recipe = replace(self._recipe, steps=length)
+        self.steps = 0 if order.trained else self._recipe.steps
+        self.description = f"{order.detector} at {order.size} px"
+        if order.size != PIXELS:
+            raise ArtifactError(f"{order.detector} sees {PIXELS} px only, not {order.size}; leave --size out")
+        if order.trained:
+            return
+        if order.pdn is None:
+            raise ArtifactError(
+                f"{order.detector} needs a teacher: make one with `inspectd distill-teacher`, or take published "
+                "weights; then name it with --pdn"
+            )
+        self._teacher = load_pdn(order.pdn)
+        if order.detector not in (f"efficientad_{self._teacher.size}", "puad"):
+            raise ArtifactError(f"{order.pdn} is efficientad_{self._teacher.size}'s teacher, not {order.detector}'s")
+
+    def run(self, folder: Path, held: Sequence[Path], report: Report) -> None:
+        """Train; for PUAD also measure the distance."""
+        order = self._order
+        identity = _data(self._good)
+        history: dict[str, Any] = {"seed": order.seed, "steps": self.steps, **identity}
+        if order.trained:
+            network = self._trained(order.trained, held)
+            history |= {"trained": order.trained.name}
+        else:
+            history |= {"pdn_sha256": digest(self._teacher), "penalty": order.penalty is not None}
+            penalty = None if order.penalty is None else map(dataset.read_image, dataset.good_images(order.penalty))
+            network = learn_efficientad(
+                map(dataset.read_image, self._good),
+                self._teacher,
+                self._recipe,
+                penalty=penalty,
+                held=map(dataset.read_image, held),
+                folder=folder,
+                identity=identity,
+                device=order.device,
+                report=report,
+            )
+        puad = None
+        if order.detector == "puad":
+            learned, apart = (map(dataset.read_image, paths) for paths in (self._good, held))
+            puad = fit_puad(network, learned, apart, weight=order.weight_unpicturable)
+        efficientad.save(folder, network, history, puad)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+    def _trained(self, model: Path, held: Sequence[Path]) -> EfficientAD:
+        """The EfficientAD in a model folder, if it has learned from none of the images that are held out here."""
+        if self._order.detector != "puad":
+            raise ArtifactError("--trained serves reverse distillation, and puad, which is built on an EfficientAD")
+        if len(unlearned(model, held)) < len(held):
+            raise ArtifactError(
+                f"{model} learned from images that are held out here; give the --good and --seed it was trained with"
+            )
+        return efficientad.load_network(model, self._order.device)
+
+
+def _length(order: Order, images: int, batch: int) -> int | None:
+    return order.steps or (order.epochs and order.epochs * steps_per_epoch(images, batch))
+
+
+def _data(good: Sequence[Path]) -> dict[str, Any]:
+    return {"good_parts": len(good), "data_sha256": dataset.digest(good)}
 
 
 def write_split(folder: Path, learned: Sequence[Path], held: Sequence[Path], seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,18 @@ class Prediction:
 
     anomaly_score: float
     anomaly_map: AnomalyMap
+
+
+class DetectorName(StrEnum):
+    """The detectors that can be trained, as commands and model folders call them; the default comes first."""
+
+    gsk_rd4ad = "gsk_rd4ad"
+    sk_rd4ad = "sk_rd4ad"
+    rd4ad = "rd4ad"
+    rdpp = "rdpp"
+    efficientad_s = "efficientad_s"
+    efficientad_m = "efficientad_m"
+    puad = "puad"
 
 
 class Detector(Protocol):

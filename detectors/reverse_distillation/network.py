@@ -5,9 +5,11 @@ tensor order follow the public RD4AD code.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from detectors.teacher import BACKBONES, Backbone, Teacher
 
@@ -107,13 +109,18 @@ class Student(nn.Module):
     its own E. The public code passes the sum through a ReLU, which does nothing to the sum of two rectified
     features; it is left out, so that teachers whose features are not rectified lose nothing either. For
     such a teacher each stage ends in a linear 1×1 convolution (`head1…3`).
+
+    With `gate` > 0 each place of a skip is weighted by max(0, cos(D, E))^gate, the agreement there: where the student's
+    own D, which comes through the bottleneck, differs from the teacher's E, the skip is shut, so that it cannot carry
+    the anomaly past the bottleneck. At 0 it is open, as published.
     """
 
-    def __init__(self, backbone: Backbone, skips: Skips) -> None:
+    def __init__(self, backbone: Backbone, skips: Skips, gate: float = 0) -> None:
         super().__init__()
         if any((source, target) not in PUBLISHED_SKIPS for source, target in skips) or len(set(skips)) < len(skips):
             raise ValueError(f"skips may be any of {PUBLISHED_SKIPS}, each once; not {skips}")
         self.skips = skips
+        self.gate = gate
         c1, c2, c3 = backbone.channels
         w1, w2, w3 = student_widths(backbone)
         _, n3, n2, n1 = backbone.depths
@@ -128,30 +135,78 @@ class Student(nn.Module):
         """Phi and the teacher's features (for the skips) → [D1, D2, D3], in the teacher's order."""
         _, e2, e3 = features
         d3 = self.head3(self.layer1(phi))
-        d2 = self.head2(self.layer2(d3 + e3 if (3, 2) in self.skips else d3))
-        d1 = self.head1(self.layer3(d2 + e2 if (2, 1) in self.skips else d2))
+        d2 = self.head2(self.layer2(self._skip(d3, e3) if (3, 2) in self.skips else d3))
+        d1 = self.head1(self.layer3(self._skip(d2, e2) if (2, 1) in self.skips else d2))
         return [d1, d2, d3]
+
+    def _skip(self, d: Tensor, e: Tensor) -> Tensor:
+        if not self.gate:
+            return d + e
+        agreement = functional.cosine_similarity(d, e, dim=1).clamp(min=0).unsqueeze(1)
+        return d + agreement**self.gate * e
+
+
+class Projection(nn.Module):
+    """RD++'s projection of one level (CVPR 2023): C×h×w → C×h×w through C/2, C/4 and C/2 channels, no shortcut.
+
+    Its instance norms take each image's own mean and contrast away.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        widths = [channels, channels // 2, channels // 4, channels // 2, channels]
+        self.layers = nn.Sequential(
+            *(
+                layer
+                for inputs, outputs in pairwise(widths)
+                for layer in (nn.Conv2d(inputs, outputs, 3, padding=1), nn.InstanceNorm2d(outputs), nn.LeakyReLU())
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project one level."""
+        out: Tensor = self.layers(x)
+        return out
 
 
 class ReverseDistillation(nn.Module):
-    """Teacher, bottleneck and student together. Only `bn` (the bottleneck) and `decoder` (the student) learn."""
+    """Teacher, bottleneck and student together, and with `projected` RD++'s projections between the first two.
 
-    def __init__(self, teacher: Teacher, skips: Skips) -> None:
+    Only `projections`, `bn` (the bottleneck) and `decoder` (the student) learn.
+    """
+
+    def __init__(self, teacher: Teacher, skips: Skips, *, gate: float = 0, projected: bool = False) -> None:
         super().__init__()
         backbone = BACKBONES[teacher.name]
         self.teacher = teacher
         self.bn = Bottleneck(backbone)
-        self.decoder = Student(backbone, skips)
+        self.decoder = Student(backbone, skips, gate)
+        self.projections = nn.ModuleList(Projection(c) for c in backbone.channels if projected)
         _initialise(self.bn)
         _initialise(self.decoder)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """N×3×S×S normalised, S a multiple of 32 → teacher's and student's features, three each."""
         features = self.teacher(x)
-        return features, self.decoder(self.bn(features), features)
+        return features, self.reconstruct(features)
+
+    def reconstruct(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Teacher's features → student's."""
+        return self.decode(self.project(features), features)
+
+    def project(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Teacher's features → what the bottleneck sees: the same without projections."""
+        if not self.projections:
+            return list(features)
+        return [project(e) for project, e in zip(self.projections, features, strict=True)]
+
+    def decode(self, projected: Sequence[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
+        """What the bottleneck sees, and the teacher's features for the skips → student's features."""
+        student: list[Tensor] = self.decoder(self.bn(projected), features)
+        return student
 
     def learned(self) -> dict[str, Tensor]:
-        """The state that training changes: parameters and running statistics of `bn` and `decoder`."""
+        """The state that training changes: parameters and running statistics of all but the teacher."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith("teacher.")}
 
 

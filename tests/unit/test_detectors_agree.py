@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from detectors.base import Detector, Image
+from detectors.efficientad.detector import EfficientADDetector
+from detectors.efficientad.network import PDN, EfficientAD
+from detectors.efficientad.puad import fit_puad
 from detectors.reverse_distillation.detector import ReverseDistillationDetector, preprocess_for
-from detectors.reverse_distillation.network import PUBLISHED_SKIPS, ReverseDistillation, Skips
+from detectors.reverse_distillation.network import ReverseDistillation
+from detectors.reverse_distillation.training import RECIPES
 from detectors.teacher import Teacher
 from detectors.template import TemplateDetector
 
@@ -17,23 +21,43 @@ def template() -> Detector:
     return TemplateDetector(np.full((32, 48, 3), 90, np.uint8))
 
 
-def reverse_distillation(backbone: str, skips: Skips) -> Callable[[], Detector]:
+def reverse_distillation(name: str, backbone: str) -> Callable[[], Detector]:
     def make() -> Detector:
         torch.manual_seed(0)
-        network = ReverseDistillation(Teacher(backbone), skips)
-        return ReverseDistillationDetector(network, preprocess_for(backbone, 64), f"{backbone}{skips}", "cpu")
+        recipe = RECIPES[name]
+        network = ReverseDistillation(Teacher(backbone), recipe.skips, gate=recipe.gate, projected=recipe.projected)
+        return ReverseDistillationDetector(network, preprocess_for(backbone, 64), f"{name} {backbone}", "cpu")
 
     return make
 
 
+def efficientad() -> EfficientAD:
+    torch.manual_seed(0)
+    network = EfficientAD(PDN("s"))
+    network.std.fill_(1)
+    network.quantiles.copy_(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    return network
+
+
+def puad() -> Detector:
+    rng = np.random.default_rng(0)
+    good = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
+    network = efficientad()
+    return EfficientADDetector(network, fit_puad(network, good[:2], good[2:]), "puad", "cpu")
+
+
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "template": template,
-    "sk_rd4ad": reverse_distillation("efficientnet_lite0", PUBLISHED_SKIPS),
-    "rd4ad": reverse_distillation("resnet18", ()),
+    "gsk_rd4ad": reverse_distillation("gsk_rd4ad", "efficientnet_lite0"),
+    "sk_rd4ad": reverse_distillation("sk_rd4ad", "efficientnet_lite0"),
+    "rd4ad": reverse_distillation("rd4ad", "resnet18"),
+    "rdpp": reverse_distillation("rdpp", "resnet18"),
+    "efficientad_s": lambda: EfficientADDetector(efficientad(), None, "efficientad_s", "cpu"),
+    "puad": puad,
 }
 
 
-@pytest.fixture(params=sorted(DETECTORS))
+@pytest.fixture(params=sorted(DETECTORS), scope="module")
 def detector(request: pytest.FixtureRequest) -> Detector:
     return DETECTORS[request.param]()
 

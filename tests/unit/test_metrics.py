@@ -2,30 +2,49 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import label
 from scipy.stats import beta
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from calibration.metrics import (
     AnomalyMap,
     Mask,
     aupro,
+    average_precision,
     binomial_interval,
     bootstrap_interval,
+    f1_max,
     image_auroc,
     pixel_auroc,
     pro_per_image_rd,
+    spro_area,
+    true_reject_rate,
 )
 
 Images = tuple[list[AnomalyMap], list[Mask]]
+Measure = Callable[[ArrayLike, ArrayLike], float]
+
+PART_MEASURES: list[Measure] = [
+    image_auroc,
+    average_precision,
+    f1_max,
+    partial(true_reject_rate, false_rejects=0.0),
+    partial(true_reject_rate, false_rejects=0.3),
+]
+of_parts = pytest.mark.parametrize("measure", PART_MEASURES)
 seeds = st.integers(0, 10**6)
+some_parts = st.tuples(
+    st.lists(st.integers(0, 6), min_size=1, max_size=12), st.lists(st.integers(2, 8), min_size=1, max_size=12)
+)
 unhurried = settings(deadline=None, max_examples=60)
 
 
@@ -63,6 +82,10 @@ def brute_force_aupro(maps: list[AnomalyMap], masks: list[Mask], limit: float) -
         false = sum(int((hit & ~mask).sum()) for hit, mask in zip(found, masks, strict=True))
         overlap = [float(found[index][region].mean()) for index, region in regions]
         curve.append((false / normals, sum(overlap) / len(overlap)))
+    return area_up_to(curve, limit)
+
+
+def area_up_to(curve: list[tuple[float, float]], limit: float) -> float:
     area = 0.0
     for (x0, y0), (x1, y1) in pairwise(curve):
         if x0 >= limit:
@@ -215,6 +238,76 @@ def test_no_images_at_all_are_refused() -> None:
         aupro([], [])
 
 
+def one_by_one(masks: Sequence[Mask]) -> list[list[Mask]]:
+    regions = []
+    for mask in masks:
+        numbered, count = label(mask, np.ones((3, 3)))
+        regions.append([numbered == number for number in range(1, count + 1)])
+    return regions
+
+
+@unhurried
+@given(seeds, st.sampled_from([None, 1, 5]), st.sampled_from([0.05, 0.3]))
+def test_regions_that_saturate_at_their_area_give_aupro(seed: int, levels: int | None, limit: float) -> None:
+    maps, masks = images(seed, levels=levels)
+    regions = one_by_one(masks)
+    areas = [[float(region.sum()) for region in of_image] for of_image in regions]
+    beyond = [[2 * area for area in of_image] for of_image in areas]
+    assert spro_area(maps, regions, areas, limit) == pytest.approx(aupro(maps, masks, limit), abs=1e-12)
+    assert spro_area(maps, regions, beyond, limit) == pytest.approx(aupro(maps, masks, limit), abs=1e-12)
+
+
+@unhurried
+@given(seeds, st.sampled_from([None, 1, 5]), st.sampled_from([0.05, 0.3, 1.0]), st.floats(0.3, 9))
+def test_saturating_overlap_agrees_with_brute_force(
+    seed: int, levels: int | None, limit: float, saturation: float
+) -> None:
+    maps, masks = images(seed, levels=levels)
+    regions = one_by_one(masks)
+    # A further region that overlaps others and is in two pieces.
+    regions[0].append(np.pad(np.ones((2, 6), bool), ((4, 6), (3, 3))))
+    regions[0][-1][11, :3] = True
+    outside = [~np.any([np.zeros_like(masks[0]), *of_image], axis=0) for of_image in regions]
+    curve = [(0.0, 0.0)]
+    for threshold in sorted({float(score) for m in maps for score in m.ravel()}, reverse=True):
+        found = [m >= threshold for m in maps]
+        overlap = [
+            min(float((hit & region).sum()) / min(saturation, region.sum()), 1)
+            for hit, of_image in zip(found, regions, strict=True)
+            for region in of_image
+        ]
+        false = sum(int((hit & normal).sum()) for hit, normal in zip(found, outside, strict=True))
+        curve.append((false / sum(int(normal.sum()) for normal in outside), float(np.mean(overlap))))
+    saturations = [[saturation] * len(of_image) for of_image in regions]
+    assert spro_area(maps, regions, saturations, limit) == pytest.approx(area_up_to(curve, limit), abs=1e-12)
+
+
+def test_finding_enough_of_a_region_is_finding_it() -> None:
+    region = np.zeros((10, 10), dtype=bool)
+    region[2:6, 2:6] = True
+    found = np.zeros((10, 10), dtype=np.float32)
+    found[2:4, 2:6] = 1
+    assert spro_area([found], [[region]], [[8]]) == 1.0
+    # Half of 16 at once; the rest on the line to 1, of which 5 % is reached.
+    assert spro_area([found], [[region]], [[16]]) == pytest.approx(0.5 + 0.05 * 0.5 / 2)
+
+
+def test_saturating_overlap_without_a_region_or_a_normal_pixel_is_undefined() -> None:
+    maps, _ = images(15)
+    assert math.isnan(spro_area(maps, [[], [], []], [[], [], []]))
+    assert math.isnan(spro_area(maps[:1], [[np.ones((12, 12), bool)]], [[3]]))
+
+
+def test_regions_that_cannot_be_used_are_refused_with_their_image() -> None:
+    maps, masks = images(16)
+    numbers: Any = masks[0].astype(np.uint8)
+    for region, saturation in ((masks[0][1:], 3), (numbers, 3), (np.zeros_like(masks[0]), 3), (masks[0], 0)):
+        with pytest.raises(ValueError, match="image 1: a region is a boolean mask"):
+            spro_area(maps[:2], [[], [region]], [[], [saturation]])
+    with pytest.raises(ValueError, match="shorter than"):
+        spro_area(maps[:2], [[], []], [[]])
+
+
 @unhurried
 @given(seeds, st.sampled_from([None, 1, 5]))
 def test_pixel_auroc_agrees_with_scikit_learn(seed: int, levels: int | None) -> None:
@@ -284,13 +377,111 @@ def test_image_auroc_of_known_cases() -> None:
     assert image_auroc([1.0, 2.0, 2.0, 3.0], np.array(labels, dtype=bool)) == 0.875
 
 
+def test_average_precision_of_known_cases() -> None:
+    labels = [0, 0, 1, 1]
+    assert average_precision([1.0, 2.0, 3.0, 4.0], labels) == 1.0
+    # From above: bad at precision 1, good, bad at precision 2/3, good.
+    assert average_precision([1.0, 3.0, 2.0, 4.0], labels) == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision([4.0, 3.0, 2.0, 1.0], labels) == pytest.approx((1 / 3 + 2 / 4) / 2)
+    # Tied parts are found together, at the precision they have in common.
+    assert average_precision([5.0, 5.0, 5.0, 5.0], labels) == 0.5
+
+
+def test_f1_max_of_known_cases() -> None:
+    labels = [0, 0, 1, 1]
+    assert f1_max([1.0, 2.0, 3.0, 4.0], labels) == 1.0
+    # Reject the upper three: both bad parts and one good one.
+    assert f1_max([1.0, 3.0, 2.0, 4.0], labels) == pytest.approx(4 / 5)
+    # Nothing better than to reject everything.
+    assert f1_max([4.0, 3.0, 2.0, 1.0], labels) == pytest.approx(4 / 6)
+    assert f1_max([5.0, 5.0, 5.0, 5.0], labels) == pytest.approx(4 / 6)
+    # A good and a bad part tied on top come and go together.
+    assert f1_max([1.0, 4.0, 3.0, 4.0], labels) == pytest.approx(4 / 5)
+    assert f1_max([1.0, 4.0, 0.0, 4.0], labels) == pytest.approx(4 / 6)
+
+
+def test_true_rejects_of_known_cases() -> None:
+    scores, labels = [1.0, 2.0, 3.0, 4.0, 2.5, 3.5, 4.0, 4.5], [0, 0, 0, 0, 1, 1, 1, 1]
+    # The bad part that ties with the worst good one passes with it.
+    assert true_reject_rate(scores, labels, 0.0) == 1 / 4
+    assert true_reject_rate(scores, labels, 0.24) == 1 / 4
+    assert true_reject_rate(scores, labels, 0.25) == 3 / 4
+    assert true_reject_rate(scores, labels, 0.5) == 1.0
+    assert true_reject_rate(scores, labels, 0.99) == 1.0
+
+
+def test_tied_good_parts_are_not_split_to_use_up_the_allowance() -> None:
+    scores, labels = [1.0, 3.0, 3.0, 3.0, 2.0, 3.0, 4.0], [0, 0, 0, 0, 1, 1, 1]
+    # Two of four may be rejected, but below 3.0 it would be three.
+    assert true_reject_rate(scores, labels, 0.5) == 1 / 3
+    assert true_reject_rate(scores, labels, 0.75) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("good", "share", "allowed"),
+    [(41, 0.01, 0), (99, 0.01, 0), (100, 0.01, 1), (19, 0.05, 0), (20, 0.05, 1), (41, 0.05, 2), (100, 0.29, 29)],
+)
+def test_the_allowed_false_rejects_are_whole_parts_rounded_down(good: int, share: float, allowed: int) -> None:
+    scores = np.arange(good, dtype=float)
+    # One bad part above each good one: rejected are those above the threshold, which is good part number n - allowed.
+    both, labels = np.concatenate([scores, scores + 0.5]), np.repeat([False, True], good)
+    assert true_reject_rate(both, labels, share) == (allowed + 1) / good
+
+
+@pytest.mark.parametrize("share", [-0.01, 1.0, math.nan])
+def test_false_rejects_that_are_no_share_are_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="false_rejects must lie"):
+        true_reject_rate([1.0, 2.0], [0, 1], share)
+
+
+@unhurried
+@given(some_parts)
+def test_measures_of_parts_agree_with_brute_force_and_scikit_learn(parts: tuple[list[int], list[int]]) -> None:
+    good, bad = (np.array(scores, dtype=float) for scores in parts)
+    scores, labels = np.concatenate(parts).astype(float), np.repeat([False, True], [good.size, bad.size])
+    assert image_auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert average_precision(scores, labels) == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    thresholds = np.concatenate([[-1.0], np.unique(scores)])
+    assert f1_max(scores, labels) == pytest.approx(max(f1_score(labels, scores > t) for t in thresholds), abs=1e-12)
+    for allowed in range(good.size):
+        found = max(float(np.mean(bad > t)) for t in np.unique(good) if (good > t).sum() <= allowed)
+        assert true_reject_rate(scores, labels, allowed / good.size + 1e-9) == found
+
+
+@of_parts
+@settings(deadline=None, max_examples=25)
+@given(some_parts)
+def test_measures_of_parts_keep_under_any_increasing_transform(
+    measure: Measure, parts: tuple[list[int], list[int]]
+) -> None:
+    scores, labels = np.concatenate(parts).astype(float), np.repeat([False, True], [len(p) for p in parts])
+    assert measure(np.exp(scores) - 40, labels) == measure(scores, labels)
+
+
+@of_parts
+@settings(deadline=None, max_examples=25)
+@given(some_parts, seeds)
+def test_the_order_of_the_parts_does_not_matter(
+    measure: Measure, parts: tuple[list[int], list[int]], seed: int
+) -> None:
+    scores, labels = np.concatenate(parts).astype(float), np.repeat([False, True], [len(p) for p in parts])
+    order = np.random.default_rng(seed).permutation(scores.size)
+    assert measure(scores[order], labels[order]) == measure(scores, labels)
+
+
+@of_parts
 @pytest.mark.parametrize("labels", [[0, 0], [True, True]])
-def test_image_auroc_of_one_kind_alone_is_undefined(labels: list[int]) -> None:
-    assert math.isnan(image_auroc([1.0, 2.0], labels))
-    assert all(math.isnan(bound) for bound in bootstrap_interval([1.0, 2.0], labels))
+def test_measures_of_one_kind_of_part_alone_are_undefined(measure: Measure, labels: list[int]) -> None:
+    assert math.isnan(measure([1.0, 2.0], labels))
+    assert all(math.isnan(bound) for bound in bootstrap_interval(measure, [1.0, 2.0], labels))
 
 
-@pytest.mark.parametrize("measure", [image_auroc, bootstrap_interval])
+@of_parts
+def test_measures_of_no_parts_are_undefined(measure: Measure) -> None:
+    assert math.isnan(measure([], []))
+
+
+@pytest.mark.parametrize("measure", [*PART_MEASURES, partial(bootstrap_interval, image_auroc)])
 def test_scores_and_labels_that_cannot_be_used_are_refused(measure: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match="not a finite number"):
         measure([1.0, math.nan], [0, 1])
@@ -306,30 +497,48 @@ def two_normals(seed: int, good: int, bad: int) -> tuple[NDArray[np.float64], ND
     return scores, np.repeat([False, True], [good, bad])
 
 
-def test_the_bootstrap_interval_is_repeatable_and_holds_the_estimate() -> None:
+@of_parts
+def test_the_bootstrap_interval_is_repeatable_and_holds_the_estimate(measure: Measure) -> None:
     scores, labels = two_normals(1, 30, 60)
-    low, high = bootstrap_interval(scores, labels, draws=500)
-    assert (low, high) == bootstrap_interval(scores, labels, draws=500)
-    assert (low, high) != bootstrap_interval(scores, labels, draws=500, seed=1)
-    assert low < image_auroc(scores, labels) < high
+    low, high = bootstrap_interval(measure, scores, labels, draws=100)
+    assert (low, high) == bootstrap_interval(measure, scores, labels, draws=100)
+    assert (low, high) != bootstrap_interval(measure, scores, labels, draws=100, seed=1)
+    assert low <= measure(scores, labels) <= high
+    assert low < high
+
+
+def test_the_bootstrap_draws_good_and_bad_parts_apart() -> None:
+    scores, labels = two_normals(3, 5, 7)
+    seen = set()
+
+    def share_of_bad(drawn: NDArray[np.floating[Any]], truth: Mask) -> float:
+        seen.add((truth.sum(), truth.size, set(drawn[truth]) <= set(scores[labels])))
+        return float(truth.mean())
+
+    order = np.random.default_rng(0).permutation(12)
+    assert bootstrap_interval(share_of_bad, scores[order], labels[order], draws=50) == pytest.approx((7 / 12, 7 / 12))
+    assert seen == {(7, 12, True)}
 
 
 def test_more_parts_and_less_confidence_narrow_the_bootstrap_interval() -> None:
     def width(good: int, bad: int, confidence: float) -> float:
         scores, labels = two_normals(2, good, bad)
-        low, high = bootstrap_interval(scores, labels, draws=500, confidence=confidence)
+        low, high = bootstrap_interval(image_auroc, scores, labels, draws=500, confidence=confidence)
         return high - low
 
     assert width(300, 600, 0.95) < width(30, 60, 0.95) / 2
     assert width(30, 60, 0.5) < width(30, 60, 0.95)
 
 
-def test_the_bootstrap_interval_holds_the_true_auroc_about_as_often_as_it_says() -> None:
-    true_auroc = 0.8556  # Φ(1.5 / √2)
+@pytest.mark.parametrize(
+    ("measure", "truth"),
+    [(image_auroc, 0.8556), (partial(true_reject_rate, false_rejects=0.2), 0.7446)],  # Φ(1.5 / √2), Φ(1.5 - z of 0.8)
+)
+def test_the_bootstrap_interval_holds_the_truth_about_as_often_as_it_says(measure: Measure, truth: float) -> None:
     held = 0
     for seed in range(100):
-        low, high = bootstrap_interval(*two_normals(seed, 60, 60), draws=200)
-        held += low <= true_auroc <= high
+        low, high = bootstrap_interval(measure, *two_normals(seed, 60, 60), draws=100)
+        held += low <= truth <= high
     assert 85 <= held <= 100
 
 

@@ -12,15 +12,9 @@ from detectors import artifact
 from detectors.base import ArtifactError, Image
 from detectors.reverse_distillation import detector as rd
 from detectors.reverse_distillation.network import ReverseDistillation
-from detectors.reverse_distillation.training import (
-    CHECKPOINT,
-    Progress,
-    Recipe,
-    default_epochs,
-    steps_per_epoch,
-    train,
-)
+from detectors.reverse_distillation.training import Recipe, default_steps, train
 from detectors.teacher import load_teacher
+from detectors.training import CHECKPOINT, Progress, steps_per_epoch
 
 SIZE = 64
 
@@ -49,8 +43,8 @@ def learn(
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved, hardly trained model."""
     folder = tmp_path_factory.mktemp("model")
-    network = learn(folder, Recipe(epochs=1))
-    rd.save(folder, network, rd.preprocess_for("efficientnet_lite0", SIZE), {"seed": 0})
+    network = learn(folder, Recipe(steps=1))
+    rd.save(folder, "sk_rd4ad", network, rd.preprocess_for("efficientnet_lite0", SIZE), {"seed": 0})
     return folder
 
 
@@ -63,15 +57,15 @@ def copy(model: Path, tmp_path: Path) -> Path:
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
-    first = learn(tmp_path / "a", Recipe(epochs=1, batch=3)).learned()
-    second = learn(tmp_path / "b", Recipe(epochs=1, batch=3)).learned()
-    other = learn(tmp_path / "c", Recipe(epochs=1, batch=3, seed=1)).learned()
+    first = learn(tmp_path / "a", Recipe(steps=2, batch=3)).learned()
+    second = learn(tmp_path / "b", Recipe(steps=2, batch=3)).learned()
+    other = learn(tmp_path / "c", Recipe(steps=2, batch=3, seed=1)).learned()
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     assert not all(torch.equal(value, other[key]) for key, value in first.items())
 
 
 def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    recipe = Recipe(epochs=3, batch=3)
+    recipe = Recipe(steps=6, batch=3)
     whole = learn(tmp_path / "whole", recipe).learned()
 
     def interrupt(progress: Progress) -> None:
@@ -87,22 +81,22 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(t
 
 
 def test_a_checkpoint_of_another_training_is_not_continued(tmp_path: Path) -> None:
-    learn(tmp_path, Recipe(epochs=1))
+    learn(tmp_path, Recipe(steps=1))
     with pytest.raises(ArtifactError, match=r"another training.*recipe.*remove it"):
-        learn(tmp_path, Recipe(epochs=2, seed=1))
+        learn(tmp_path, Recipe(steps=2, seed=1))
 
 
 def test_a_torn_checkpoint_is_refused(tmp_path: Path) -> None:
-    learn(tmp_path, Recipe(epochs=1))
+    learn(tmp_path, Recipe(steps=1))
     checkpoint = tmp_path / CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match="not a whole safetensors file"):
-        learn(tmp_path, Recipe(epochs=1))
+        learn(tmp_path, Recipe(steps=1))
 
 
 def test_one_image_is_too_few(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="at least 2 good parts, there are 1"):
-        learn(tmp_path, Recipe(epochs=1), count=1)
+        learn(tmp_path, Recipe(steps=1), count=1)
 
 
 def test_no_batch_is_ever_a_lone_image() -> None:
@@ -114,7 +108,7 @@ def test_no_batch_is_ever_a_lone_image() -> None:
 
 @pytest.mark.parametrize(("images", "epochs"), [(2, 60), (16, 60), (21, 30), (32, 30), (80, 12), (221, 12), (9999, 12)])
 def test_the_default_length_is_twelve_epochs_but_at_least_sixty_steps(images: int, epochs: int) -> None:
-    assert default_epochs(images) == epochs
+    assert default_steps(images, 16) == epochs * steps_per_epoch(images, 16)
 
 
 def test_a_saved_model_predicts_what_it_predicted_before(model: Path) -> None:
@@ -133,8 +127,8 @@ def test_a_saved_model_predicts_what_it_predicted_before(model: Path) -> None:
 
 
 def test_a_model_without_skips_is_an_rd4ad_model(tmp_path: Path) -> None:
-    network = learn(tmp_path, Recipe(epochs=1, skips=()))
-    manifest = rd.save(tmp_path, network, rd.preprocess_for("efficientnet_lite0", SIZE), {})
+    network = learn(tmp_path, Recipe(steps=1, skips=()))
+    manifest = rd.save(tmp_path, "rd4ad", network, rd.preprocess_for("efficientnet_lite0", SIZE), {})
     assert manifest.detector == "rd4ad"
     assert rd.load(tmp_path, manifest, "cpu").predict(images(1))
 
@@ -213,6 +207,6 @@ def test_a_folder_without_a_sound_manifest_is_no_model(tmp_path: Path, content: 
 
 
 def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path) -> None:
-    learn(tmp_path, Recipe(epochs=1))
+    learn(tmp_path, Recipe(steps=1))
     with pytest.raises(ArtifactError, match="run the same `inspectd train` again"):
         artifact.read_manifest(tmp_path)

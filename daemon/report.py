@@ -1,0 +1,748 @@
+"""The pages by which a detector is chosen: tables, charts and pictures of a comparison, and a table to paste.
+
+Pure but for the files it writes: the figures come in, pages without scripts, network or absolute paths go out.
+Charts follow Okabe and Ito's palette (2008), which colour-blind readers can tell apart, and name their curves directly.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from daemon.comparison import Case, Entry, Row, Sheet, Spread, clearly_best, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#D55E00")
+_WRONG, _GOOD, _BAD, _CALIBRATION = "#D55E00", "#0072B2", "#4d5560", "#b4bac2"
+_INK, _MUTED, _RULE = "#1c2024", "#6b727b", "#dfe3e8"
+_BINS = 56
+_LOCO = ("logical_anomalies", "structural_anomalies")
+
+
+class ReportError(Exception):
+    """The pages cannot be made; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One figure of the table. `better` None: a figure that nobody should be chosen by alone."""
+
+    key: str
+    heading: str
+    kind: Literal["share", "percent", "time", "milliseconds", "memory"]
+    better: Literal["high", "low"] | None
+
+
+_COLUMNS = (
+    _Column("image_auroc", "image AUROC", "share", "high"),
+    _Column("pixel_auroc", "pixel AUROC", "share", "high"),
+    _Column("aupro", "AUPRO", "share", "high"),
+    _Column("true_reject_at_1", "true rejects at\u00a01\u00a0%", "percent", "high"),
+    _Column("true_reject_at_5", "true rejects at\u00a05\u00a0%", "percent", "high"),
+    _Column("false_reject_rate", "false rejects", "percent", None),
+    _Column("escape_rate", "escapes", "percent", None),
+    _Column("train_seconds", "training", "time", "low"),
+    _Column("latency_ms_p50", "latency p50", "milliseconds", "low"),
+    _Column("peak_memory_mb", "memory", "memory", "low"),
+)
+
+_PROTOCOL = (
+    "Each detector learned from good parts alone. No test image was seen before the last line of training. The "
+    "threshold comes from good parts that were held out of training, before any test image was judged."
+)
+_READING = (
+    "Figures are mean ± standard deviation over seeds. A mean is set in bold where it is ahead of every other by more "
+    "than both deviations together; with one seed nothing is. The deviation tells of training only: how much so few "
+    "test parts can show stands on each category's page. "
+    "True rejects at 1 % (5 %) are the share of bad parts rejected by the threshold that rejects at most 1 % (5 %) of "
+    "the good test parts. False rejects and escapes are those of the calibrated threshold; either can be bought with "
+    "the other, so neither is set in bold. Training is the whole of `inspectd train`, calibration included. Latency is "
+    "of one image at a time, from pixels to prediction; memory is the most that `inspectd evaluate` held. "
+    "Whoever chooses the best of several detectors by these figures has used the test parts for choosing: expect "
+    "slightly less on the line."
+)
+
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: #1c2024; line-height: 1.5;
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 56px 40px 80px; }
+h1 { font-size: 38px; font-weight: 250; letter-spacing: -0.015em; line-height: 1.15; margin: 0 0 10px; }
+h2 { font-size: 23px; font-weight: 350; letter-spacing: -0.005em; margin: 64px 0 4px; }
+h3 { font-size: 16px; font-weight: 550; margin: 48px 0 4px; }
+p { margin: 0 0 12px; max-width: 84ch; }
+.facts, .legend { max-width: none; }
+.legend { margin: 28px 0 -6px; font-size: 14px; }
+.legend > span { margin-right: 26px; white-space: nowrap; }
+a { color: #005a8e; text-decoration: none; border-bottom: 1px solid #b9d6e8; }
+a:hover { border-color: #005a8e; }
+.facts, .note, nav, figcaption, footer { color: #6b727b; font-size: 13.5px; }
+nav { margin-bottom: 40px; }
+nav a { margin-right: 18px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; margin: 14px 0 8px; font-size: 13.5px;
+  font-variant-numeric: tabular-nums; }
+th { font-weight: 450; color: #6b727b; text-align: right; vertical-align: bottom; padding: 6px 10px;
+  border-bottom: 1px solid #aab1ba; line-height: 1.25; }
+td { text-align: right; padding: 8px 10px; border-bottom: 1px solid #e9ecef; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th:last-child, td:last-child { padding-right: 0; }
+td small { color: #868d96; font-size: 11.5px; margin-left: 3px; }
+table.stacked td { vertical-align: top; }
+table.stacked small { display: block; margin: 0; }
+td strong { font-weight: 680; }
+td.failed { color: #b34700; text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.chip { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 9px; }
+.chart { display: block; max-width: 100%; height: auto; margin: 18px 0 4px; }
+.cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(500px, 1fr)); gap: 26px 28px; margin: 18px 0; }
+figure { margin: 0; }
+.pair { display: flex; align-items: flex-start; gap: 4px; border-radius: 6px; overflow: hidden; background: #131519; }
+.pair img { display: block; min-width: 0; height: auto; }
+figcaption { margin-top: 7px; overflow-wrap: anywhere; }
+figcaption b { color: #1c2024; font-weight: 550; }
+figcaption b.wrong { color: #b34700; }
+details { margin: 10px 0; }
+summary { cursor: pointer; color: #6b727b; font-size: 13.5px; }
+pre { font: 12px/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: #f5f6f8; padding: 14px 16px;
+  border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }
+footer { margin-top: 72px; padding-top: 16px; border-top: 1px solid #e9ecef; }
+@media print { main { padding: 0; max-width: none; } .cases figure, tr, .chart { break-inside: avoid; } }
+"""
+
+
+def require_charts() -> None:
+    """Make sure that the pages can be drawn; to be asked before hours of training.
+
+    Raises:
+        ReportError: matplotlib is missing.
+    """
+    try:
+        import matplotlib as mpl  # noqa: F401 -- whether it is there
+    except ModuleNotFoundError as error:
+        raise ReportError(f"the report's charts need {error.name}: pip install 'inspectd[report]'") from None
+
+
+def write(sheets: Sequence[Sheet], machine: Mapping[str, Any], out: Path) -> Path:
+    """Write index.html, a page for each category, results.json and results.md into `out`; returns the index.
+
+    Raises:
+        ReportError: matplotlib is missing.
+        OSError: `out` cannot be written.
+    """
+    require_charts()
+    out.mkdir(parents=True, exist_ok=True)
+    _save(out / "index.html", _index(sheets, machine, out))
+    for place, sheet in enumerate(sheets):
+        _save(out / _page(sheet.category), _category(sheets, place, out))
+    (out / "results.md").write_text(markdown(sheets), encoding="utf-8")
+    content = {"machine": dict(machine), "categories": {sheet.category: _figures(sheet) for sheet in sheets}}
+    (out / "results.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return out / "index.html"
+
+
+def markdown(sheets: Sequence[Sheet]) -> str:
+    """The tables of all categories, to paste into a document."""
+    lines: list[str] = []
+    for sheet in sheets:
+        columns, best = _shown(sheet), _best(sheet)
+        lines += [f"### {_plain(sheet.category)}", "", _facts(sheet), ""]
+        lines += ["| detector | " + " | ".join(column.heading for column in columns) + " | seeds |"]
+        lines += ["|---" * (len(columns) + 2) + "|"]
+        for row in sheet.rows:
+            cells = []
+            for column in columns:
+                mean, deviation = _cell(row.spread(column.key), column.kind)
+                cells.append((f"**{mean}**" if best[column.key] is row else mean) + deviation)
+            failed = "".join(f"; failed, {_plain(error)}" for error in row.errors)
+            lines.append(f"| {row.entry.label} | {' | '.join(cells)} | {_seeds(row)}{failed} |")
+        lines.append("")
+    return "\n".join([*lines, _PROTOCOL, "", _READING, ""])
+
+
+def summary(sheet: Sheet) -> list[tuple[str, ...]]:
+    """The most telling columns as text, a heading and a row an entry, for a terminal of 80 columns."""
+    keys = ("image_auroc", "aupro", "true_reject_at_1", "false_reject_rate", "escape_rate", "latency_ms_p50")
+    columns = [column for column in _COLUMNS if column.key in keys]
+    rows = [("", *(column.heading for column in columns), "seeds")]
+    for row in sheet.rows:
+        first, *others = (_cell(row.spread(column.key), column.kind) for column in columns)
+        cells = ["".join(first), *(mean for mean, _ in others)]
+        rows.append((row.entry.label, *cells, _seeds(row)))
+    return rows
+
+
+# Pages
+
+
+def _index(sheets: Sequence[Sheet], machine: Mapping[str, Any], out: Path) -> ET.Element:
+    entries = [row.entry for row in sheets[0].rows]
+    seeds = max(len(row.results) for row in sheets[0].rows)
+    title = f"{_count(len(entries), 'detector')} on {_count(len(sheets), 'category', 'categories')}"
+    body = [_node("h1", title), _node("p", _machine(machine, seeds), class_="facts"), _node("p", _PROTOCOL)]
+    with _drawing():
+        if any(row.done for sheet in sheets for row in sheet.rows):
+            alt = "Image AUROC and true rejects at 1 % of each detector on each category"
+            legend = [_node("span", _chip(entry, entries), entry.label) for entry in entries]
+            body.append(_node("p", *legend, class_="legend"))
+            body.append(_chart(_overview(sheets), out / "charts" / "overview.svg", out, alt))
+            body.append(_chart(_cost(sheets), out / "charts" / "cost.svg", out, "True rejects at 1 % over latency"))
+    for sheet in sheets:
+        link = _node("a", sheet.category, href=quote(_page(sheet.category)))
+        body += [_node("h2", link), _node("p", _facts(sheet), class_="facts"), _table(sheet)]
+    body += [_node("h2", "How to read this"), _node("p", _READING), _node("h2", "How it was made")]
+    body.append(_made(sheets))
+    return _document(title, body)
+
+
+def _category(sheets: Sequence[Sheet], place: int, out: Path) -> ET.Element:
+    sheet = sheets[place]
+    entries = [row.entry for row in sheet.rows]
+    ways = [("all categories", "index.html")]
+    ways += [(f"← {other.category}", _page(other.category)) for other in sheets[max(place - 1, 0) : place]]
+    ways += [(f"{other.category} →", _page(other.category)) for other in sheets[place + 1 : place + 2]]
+    body = [
+        _node("nav", *(_node("a", text, href=quote(page)) for text, page in ways)),
+        _node("h1", sheet.category),
+        _node("p", _facts(sheet), class_="facts"),
+        _table(sheet),
+    ]
+    measured = [row for row in sheet.rows if row.done]
+    charts = out / "charts" / sheet.category
+    with _drawing():
+        if measured:
+            body += [_node("h2", "What each rejects, and what it costs in good parts"), _node("p", _ROC_NOTE)]
+            body.append(_chart(_roc(measured, entries), charts / "roc.svg", out, "ROC curves of all detectors"))
+            body += [_node("h2", "What so few parts can show"), _intervals(measured, entries)]
+            if len(measured[0].done[0]["present"]) > 1:
+                body += [_node("h2", "Which defects"), _defects(measured, entries)]
+            body += [_node("h2", "Scores, and the parts behind them"), _node("p", _SCORES_NOTE)]
+        for row in measured:
+            body += _portrait(row, sheet.cases.get(row.entry.label, ()), entries, charts, out)
+    return _document(sheet.category, body)
+
+
+_ROC_NOTE = (
+    "The curves are those of the first seed. The left panel is the part of the curve that a line can afford. A dot is "
+    "what the calibrated threshold gave: its place to the right of the wanted share of false rejects is chance or a "
+    "change between held-out and test parts."
+)
+_INTERVALS_NOTE = (
+    "First seed, with 95 % intervals over the test parts. Where scores are wholly apart the first three intervals have "
+    "no width, however few the parts are: trust those of false rejects and escapes."
+)
+_SCORES_NOTE = (
+    "Scores of the first seed, in multiples of the threshold; each row has a height of its own. What lies on the wrong "
+    "side is orange: good parts beyond the threshold, bad parts before it. Below are the parts it judged worst, and "
+    "some that it judged best: what the detector saw, beside the truth."
+)
+
+
+def _portrait(
+    row: Row, cases: Sequence[Case] | str, entries: Sequence[Entry], charts: Path, out: Path
+) -> Iterator[ET.Element]:
+    """One detector: its scores and its telling parts."""
+    figures, label = row.done[0], row.entry.label
+    yield _node("h3", _chip(row.entry, entries), _name(row.entry))
+    yield _chart(_scores(figures), charts / f"{label}.svg", out, f"Scores of {label} by kind of part")
+    if isinstance(cases, str):
+        yield _node("p", f"There are no pictures: {cases}", class_="note")
+        return
+    yield _node("div", *(_figure(case, figures["threshold"]) for case in cases), class_="cases")
+
+
+def _figure(case: Case, threshold: float) -> ET.Element:
+    good = case.defect == "good"
+    said = {True: "rightly passed" if good else "rightly rejected", False: "false reject" if good else "escape"}
+    verdict = _node("b", said[case.right], class_="right" if case.right else "wrong")
+    ratio = f" · {case.score / threshold:.2f} × threshold" if threshold > 0 else ""
+    pictures = [
+        _node("img", src=quote(path.as_posix()), alt=f"{what} of {case.part}", loading="lazy")
+        for path, what in ((case.truth, "truth"), (case.overlay, "anomaly map"))
+    ]
+    caption = _node("figcaption", verdict, f" · {case.defect} · {case.part}{ratio}")
+    return _node("figure", _node("div", *pictures, class_="pair"), caption)
+
+
+def _table(sheet: Sheet) -> ET.Element:
+    columns, best, entries = _shown(sheet), _best(sheet), [row.entry for row in sheet.rows]
+    rows = [_node("tr", _node("th", ""), *(_node("th", column.heading) for column in columns), _node("th", "seeds"))]
+    for row in sheet.rows:
+        cells = [_node("td", _chip(row.entry, entries), row.entry.label)]
+        if row.done:
+            for column in columns:
+                mean, deviation = _cell(row.spread(column.key), column.kind)
+                figure = _node("strong", mean) if best[column.key] is row else mean
+                cells.append(_node("td", figure, *([_node("small", deviation)] if deviation else [])))
+            cells.append(_node("td", _seeds(row)))
+        wide = str(len(columns) + 1)
+        failed = [_node("td", f"failed, {error}", class_="failed", colspan=wide) for error in row.errors]
+        rows.append(_node("tr", *cells, *([] if row.done else failed[:1])))
+        rows += [_node("tr", _node("td"), cell) for cell in failed[0 if row.done else 1 :]]
+    return _node("div", _node("table", *rows, class_="stacked"), class_="wide")
+
+
+def _intervals(measured: Sequence[Row], entries: Sequence[Entry]) -> ET.Element:
+    headings = (
+        "",
+        "image AUROC",
+        "true rejects at 1 %",
+        "true rejects at 5 %",
+        "false rejects",
+        "escapes",
+        "α carried",
+    )
+    rows = [_node("tr", *(_node("th", heading) for heading in headings))]
+    for row in measured:
+        found = row.done[0]
+        cells: list[list[ET.Element | str]] = [
+            _span(found["image_auroc"], found["image_auroc_interval"], "share"),
+            _span(found["true_reject_at_1"], found["true_reject_at_1_interval"], "percent"),
+            _span(found["true_reject_at_5"], found["true_reject_at_5_interval"], "percent"),
+            _span(found["false_reject_rate"], found["false_reject_interval"], "percent"),
+            _span(found["escape_rate"], found["escape_interval"], "percent"),
+            [f"{100 * found['alpha_carried']:.1f} %", _node("small", f"of {100 * found['alpha']:.3g} % asked")],
+        ]
+        name = _node("td", _chip(row.entry, entries), row.entry.label)
+        rows.append(_node("tr", name, *(_node("td", *cell) for cell in cells)))
+    note = _node("p", _INTERVALS_NOTE, class_="note")
+    return _node("div", note, _node("table", *rows), class_="wide")
+
+
+def _defects(measured: Sequence[Row], entries: Sequence[Entry]) -> ET.Element:
+    present: Mapping[str, int] = measured[0].done[0]["present"]
+    headings = [_node("th", kind, _node("br"), _node("small", f"{n} parts")) for kind, n in present.items()]
+    rows = [_node("tr", _node("th", ""), *headings, _node("th", "mean of kinds"))]
+    for row in measured:
+        cells = [_node("td", _chip(row.entry, entries), row.entry.label)]
+        for kind in present:
+            mean, deviation = _cell(row.spread(f"image_auroc_by_defect/{kind}"), "share")
+            escaped = spread(figures["missed"][kind] / figures["present"][kind] for figures in row.done)
+            share = "" if escaped is None else f"{100 * escaped.mean:.0f} % escape"
+            cells.append(_node("td", mean, _node("small", deviation), _node("br"), _node("small", share)))
+        mean, deviation = _cell(row.spread("image_auroc_mean"), "share")
+        rows.append(_node("tr", *cells, _node("td", mean, _node("small", deviation))))
+    note = _node("p", "Image AUROC of each defect against the good parts, and the share that passes.", class_="note")
+    return _node("div", note, _node("table", *rows), class_="wide")
+
+
+def _made(sheets: Sequence[Sheet]) -> ET.Element:
+    """The command lines of every run, so that each can be repeated alone."""
+    blocks = []
+    for sheet in sheets:
+        done = [figures for row in sheet.rows for figures in row.done]
+        lines = [command for figures in done for command in figures["run"]["commands"]]
+        blocks.append(_node("details", _node("summary", sheet.category), _node("pre", "\n".join(lines))))
+    return _node("div", *blocks)
+
+
+def _document(title: str, body: Iterable[ET.Element]) -> ET.Element:
+    head = _node(
+        "head",
+        _node("meta", charset="utf-8"),
+        _node("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        _node("title", f"{title} · inspectd"),
+        _node("style", _STYLE),
+    )
+    footer = _node("footer", f"Made by inspectd on {datetime.now(UTC).date().isoformat()}.")
+    return _node("html", head, _node("body", _node("main", *body, footer)), lang="en")
+
+
+def _node(tag: str, *content: ET.Element | str, **attributes: str) -> ET.Element:
+    """An element that escapes its text; a trailing underscore keeps Python's own words apart: class_."""
+    node = ET.Element(tag, {name.rstrip("_"): value for name, value in attributes.items()})
+    for piece in content:
+        if isinstance(piece, ET.Element):
+            node.append(piece)
+        elif len(node):
+            node[-1].tail = (node[-1].tail or "") + piece
+        else:
+            node.text = (node.text or "") + piece
+    return node
+
+
+def _save(path: Path, page: ET.Element) -> None:
+    # Names of files may hold what is no Unicode; a page has to say something in its place.
+    text = "<!DOCTYPE html>\n" + ET.tostring(page, encoding="unicode", method="html") + "\n"
+    path.write_text(text, encoding="utf-8", errors="replace")
+
+
+def _page(category: str) -> str:
+    return f"{category}.html" if category != "index" else "index_.html"
+
+
+# Words and figures
+
+
+def _shown(sheet: Sheet) -> list[_Column]:
+    """The columns that say something of this category: pixel figures need masks, LOCO is known by its two kinds."""
+    columns = [column for column in _COLUMNS if any(row.spread(column.key) for row in sheet.rows)]
+    kinds = [kind for kind in _LOCO if any(row.spread(f"image_auroc_by_defect/{kind}") for row in sheet.rows)]
+    if not columns or not kinds:
+        return columns
+    names = [(f"image_auroc_by_defect/{kind}", kind.removesuffix("_anomalies")) for kind in kinds]
+    split = [_Column(key, name, "share", "high") for key, name in (*names, ("image_auroc_mean", "mean of kinds"))]
+    return [columns[0], *split, *columns[1:]]
+
+
+def _best(sheet: Sheet) -> dict[str, Row | None]:
+    """The clear winner of each column, where there is one."""
+    shown = _shown(sheet)
+    return {c.key: clearly_best(sheet.rows, c.key, c.better) if c.better else None for c in shown}
+
+
+def _cell(found: Spread | None, kind: str) -> tuple[str, str]:
+    """Mean and deviation as text, the latter with its sign, or empty."""
+    if found is None:
+        return "–", ""
+    match kind:
+        case "share":
+            factor, digits, unit = 1.0, 3, ""
+        case "percent":
+            factor, digits, unit = 100.0, 1, " %"
+        case "time":
+            factor, digits, unit = next(
+                scale
+                for limit, scale in ((100, (1, 0, " s")), (6000, (1 / 60, 0, " min")), (math.inf, (1 / 3600, 1, " h")))
+                if found.mean < limit
+            )
+        case "milliseconds":
+            factor, digits, unit = 1.0, 1 if found.mean < 10 else 0, " ms"  # noqa: PLR2004 -- two figures are enough
+        case _:
+            factor, digits, unit = (1.0, 0, " MB") if found.mean < 1000 else (0.001, 1, " GB")  # noqa: PLR2004
+    deviation = "" if found.sd is None else f" ± {factor * found.sd:.{digits}f}"
+    return f"{factor * found.mean:.{digits}f}{unit}", deviation
+
+
+def _span(value: float, interval: Sequence[float | None], kind: str) -> list[ET.Element | str]:
+    low, high = interval
+    if low is None or high is None or math.isnan(low + high):
+        return [_cell(Spread(value, None, 1), kind)[0]]
+    factor, digits = (1, 3) if kind == "share" else (100, 1)
+    text = _cell(Spread(value, None, 1), kind)[0]
+    return [text, _node("small", f"{factor * low:.{digits}f} … {factor * high:.{digits}f}")]
+
+
+def _facts(sheet: Sheet) -> str:
+    done = [figures for row in sheet.rows for figures in row.done]
+    if not done:
+        return "No run has finished."
+    found, run = done[0], done[0]["run"]
+    return (
+        f"{run['learned']} good parts to learn from · {len(run['calibration_scores'])} held-out good parts for the "
+        f"threshold · {found['n_good']} good and {found['n_defect']} bad parts to test"
+    )
+
+
+def _machine(machine: Mapping[str, Any], seeds: int) -> str:
+    return (
+        f"{_count(seeds, 'seed')} · {machine['processor']}, {_count(machine['cores'], 'core')}, {machine['device']} · "
+        f"inspectd {machine['inspectd']}, torch {machine['torch']}, Python {machine['python']} · {machine['platform']}"
+    )
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _seeds(row: Row) -> str:
+    return str(len(row.done)) if not row.errors else f"{len(row.done)} of {len(row.results)}"
+
+
+def _name(entry: Entry) -> str:
+    """Label, detector and options, as they were asked for."""
+    detector = "" if entry.label == entry.detector else f" = {entry.detector}"
+    return f"{entry.label}{detector} {' '.join(entry.options)}".rstrip()
+
+
+def _plain(text: str) -> str:
+    """Text that keeps within its cell of a Markdown table."""
+    for letter in "\\`*_<>|[]":
+        text = text.replace(letter, f"\\{letter}")
+    return " ".join(text.split())
+
+
+def _chip(entry: Entry, entries: Sequence[Entry]) -> ET.Element:
+    return _node("span", class_="chip", style=f"background:{_colour(entry, entries)}")
+
+
+def _colour(entry: Entry, entries: Sequence[Entry]) -> str:
+    return _PALETTE[entries.index(entry) % len(_PALETTE)]
+
+
+def _figures(sheet: Sheet) -> list[dict[str, Any]]:
+    """The rows as JSON, without the scores of single parts, which stand in runs/."""
+    rows = []
+    for row in sheet.rows:
+        runs = []
+        for result in row.results:
+            figures = {} if result.figures is None else {k: v for k, v in result.figures.items() if k != "parts"}
+            if figures:
+                figures["run"] = {k: v for k, v in figures["run"].items() if k != "calibration_scores"}
+            runs.append({"seed": result.seed, "error": result.error or None, **figures})
+        spreads = {column.key: found and asdict(found) for column in _COLUMNS for found in [row.spread(column.key)]}
+        rows.append({**asdict(row.entry), "summary": spreads, "runs": runs})
+    return rows
+
+
+# Charts
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Light axes and text that stays text, for everything drawn inside."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "inspectd",
+            "text.parse_math": False,
+            "text.color": _INK,
+            "font.size": 10,
+            "axes.edgecolor": "#aab1ba",
+            "axes.labelcolor": _MUTED,
+            "axes.linewidth": 0.7,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10.5,
+            "axes.titlelocation": "left",
+            "axes.titlepad": 12,
+            "xtick.color": "#aab1ba",
+            "ytick.color": "#aab1ba",
+            "xtick.labelcolor": _MUTED,
+            "ytick.labelcolor": _MUTED,
+            "xtick.major.size": 3,
+            "ytick.major.size": 3,
+            "grid.color": "#edf0f2",
+            "grid.linewidth": 0.7,
+            "axes.axisbelow": True,
+        }
+    ):
+        yield
+
+
+def _blank(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def _chart(figure: "Figure", path: Path, out: Path, alt: str) -> ET.Element:
+    """Write the chart, its text in the page's own typeface, and return its place in the page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    face = "system-ui, -apple-system, &quot;Segoe UI&quot;, Roboto, &quot;Helvetica Neue&quot;, Arial, sans-serif"
+    path.write_text(text.getvalue().replace("'DejaVu Sans'", face), encoding="utf-8", errors="replace")
+    source = quote(path.relative_to(out).as_posix())
+    return _node("img", src=source, alt=alt, class_="chart", width=str(round(96 * figure.get_figwidth())))
+
+
+def _overview(sheets: Sequence[Sheet]) -> "Figure":
+    """Image AUROC and true rejects of every detector, a row a category."""
+    entries = [row.entry for row in sheets[0].rows]
+    lane = 0.17  # inches a detector
+    row_height = lane * (len(entries) + 1.6)
+    head, foot = 0.4, 0.4
+    height = head + foot + row_height * len(sheets)
+    figure = _blank(11.4, height)
+    body = (foot / height, row_height * len(sheets) / height)
+    panels = [figure.add_axes((left, body[0], 0.40, body[1])) for left in (0.14, 0.585)]
+    keys = (
+        ("image_auroc", "image AUROC"),
+        ("true_reject_at_1", "bad parts rejected, % (at most 1 % of the good ones lost)"),
+    )
+    for axes, (key, title) in zip(panels, keys, strict=True):
+        scale = 1 if key == "image_auroc" else 100
+        for place, sheet in enumerate(sheets):
+            for row in sheet.rows:
+                found = row.spread(key)
+                if found is None:
+                    continue
+                y = place + (entries.index(row.entry) - (len(entries) - 1) / 2) / (len(entries) + 1.6)
+                colour = _colour(row.entry, entries)
+                each = [scale * figures[key] for figures in row.done if figures[key] is not None]
+                if found.sd is not None:
+                    axes.plot([min(each), max(each)], [y, y], color=colour, linewidth=1.2, alpha=0.55)
+                    axes.plot(each, [y] * len(each), "|", color=colour, markersize=5, alpha=0.7)
+                axes.plot(scale * found.mean, y, "o", color=colour, markersize=6, markeredgewidth=0)
+        axes.set_xlim(min(axes.get_xlim()[0], 0.9 * scale), 1.012 * scale)
+        axes.set_ylim(len(sheets) - 0.5, -0.5)
+        axes.set_yticks(range(len(sheets)), [sheet.category for sheet in sheets] if axes is panels[0] else [])
+        axes.tick_params(axis="y", length=0, labelsize=11, labelcolor=_INK)
+        for line in np.arange(0.5, len(sheets) - 1):
+            axes.axhline(float(line), color=_RULE, linewidth=0.7)
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.set_title(title, color=_MUTED)
+    return figure
+
+
+def _cost(sheets: Sequence[Sheet]) -> "Figure":
+    """True rejects over latency, a dot a detector: the mean of the categories that every detector finished."""
+    entries = [row.entry for row in sheets[0].rows]
+    whole = [sheet for sheet in sheets if all(row.done for row in sheet.rows)] or list(sheets)
+    figure = _blank(11.4, 3.8)
+    axes = figure.add_axes((0.14, 0.15, 0.7, 0.74))
+    dots = []
+    for place, entry in enumerate(entries):
+        rows = [sheet.rows[place] for sheet in whole if sheet.rows[place].done]
+        rejects = spread(found.mean for row in rows if (found := row.spread("true_reject_at_1")))
+        latency = spread(found.mean for row in rows if (found := row.spread("latency_ms_p50")))
+        if rejects and latency:
+            dots.append((latency.mean, 100 * rejects.mean, entry))
+    low, high = _round_range([x for x, _, _ in dots])
+    heights = _apart([y for _, y, _ in dots], 7)
+    for (x, y, entry), text_y in zip(dots, heights, strict=True):
+        axes.plot(x, y, "o", color=_colour(entry, entries), markersize=8, markeredgewidth=0)
+        beside = x * (high / low) ** 0.012
+        axes.annotate(entry.label, (x, y), (beside, text_y), va="center", annotation_clip=False)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_xticks([mark for mark in _ROUND if low <= mark <= high])
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(0, 104)
+    axes.grid()
+    axes.set_xlabel("latency p50, ms an image (logarithmic)")
+    across = "" if len(whole) == 1 else f", mean of {len(whole)} categories"
+    axes.set_title(f"bad parts rejected, % (at most 1 % of the good ones lost){across}", color=_MUTED)
+    return figure
+
+
+def _roc(measured: Sequence[Row], entries: Sequence[Entry]) -> "Figure":
+    """The first tenth of the ROC curves large, the whole small; labels stand where the large ones end."""
+    figure = _blank(11.4, 4.9)
+    near = figure.add_axes((0.055, 0.13, 0.5, 0.77))
+    whole = figure.add_axes((0.755, 0.13, 0.225, 0.77))
+    ends = []
+    for row in measured:
+        colour, found = _colour(row.entry, entries), row.done[0]
+        x, y = _curve(found["parts"])
+        for axes in (near, whole):
+            axes.plot(x, y, color=colour, linewidth=1.5 if axes is near else 1.0, solid_joinstyle="miter")
+            rate = (100 * found["false_reject_rate"], 100 * (1 - found["escape_rate"]))
+            if axes is whole or rate[0] <= _NEAR:
+                axes.plot(
+                    *rate,
+                    "o",
+                    color=colour,
+                    markersize=8 if axes is near else 5,
+                    markeredgecolor="white",
+                    clip_on=False,
+                    zorder=5,
+                )
+        ends.append(float(np.interp(_NEAR, x, y)))
+    for row, end, text_y in zip(measured, ends, _apart(ends, 5), strict=True):
+        colour = _colour(row.entry, entries)
+        near.plot([_NEAR * 1.005, _NEAR * 1.025], [end, text_y], color=colour, linewidth=0.8, clip_on=False)
+        near.text(_NEAR * 1.032, text_y, row.entry.label, va="center", fontsize=11, color=_INK)
+    for share in (1, 5):
+        near.axvline(share, color="#c3c9d0", linewidth=0.8, linestyle=(0, (2, 3)))
+    near.set(xlim=(0, _NEAR), ylim=(0, 101), xticks=[0, 1, 2, 5, _NEAR])
+    whole.set(xlim=(0, 100), ylim=(0, 101), xticks=[0, 50, 100], yticks=[0, 50, 100])
+    near.set_title("bad parts rejected, %", color=_MUTED)
+    whole.set_title("the whole curve", color=_MUTED)
+    near.set_xlabel("good parts rejected, %")
+    for axes in (near, whole):
+        axes.grid()
+    return figure
+
+
+_NEAR = 10  # per cent of good parts: nobody's line affords more
+
+
+def _curve(parts: Sequence[Mapping[str, Any]]) -> tuple[Sequence[float], Sequence[float]]:
+    """Shares of good and of bad parts, in per cent, strictly above each threshold, from the highest one down."""
+    good = np.sort([part["score"] for part in parts if part["defect"] == "good"])
+    bad = np.sort([part["score"] for part in parts if part["defect"] != "good"])
+    limits = np.append(np.unique(np.concatenate([good, bad]))[::-1], -np.inf)
+    x, y = (100 * (1 - np.searchsorted(some, limits, side="right") / some.size) for some in (good, bad))
+    return x.tolist(), y.tolist()
+
+
+def _scores(figures: Mapping[str, Any]) -> "Figure":
+    """A histogram a kind of part over score / threshold; wrong verdicts in the colour of wrong verdicts."""
+    parts, threshold = figures["parts"], figures["threshold"]
+    kinds = {kind: [part["score"] for part in parts if part["defect"] == kind] for kind in figures["present"]}
+    order = sorted(kinds, key=lambda kind: -figures["missed"][kind] / figures["present"][kind])
+    lanes = [("held-out good", figures["run"]["calibration_scores"], _CALIBRATION)]
+    lanes += [("good", [part["score"] for part in parts if part["defect"] == "good"], _GOOD)]
+    lanes += [(kind, kinds[kind], _BAD) for kind in order]
+    everything = np.concatenate([scores for _, scores, _ in lanes])
+    by_ratio = threshold > 0 and everything.min() > 0
+    places = [np.log2(np.array(s) / threshold) if by_ratio else np.array(s) - threshold for _, s, _ in lanes]
+    low, high = min(p.min() for p in places), max(p.max() for p in places)
+    step = max(high - low, 1e-9) / _BINS
+    height = 0.75 + 0.47 * len(lanes)
+    figure = _blank(11.4, height)
+    axes = figure.add_axes((0.15, 0.45 / height, 0.66, 1 - 0.72 / height))
+    for lane, ((name, scores, colour), at) in enumerate(zip(lanes, places, strict=True)):
+        # A score on the threshold passes, so a bin owns its right end; one end of a bin is the threshold.
+        bins, counts = np.unique(np.ceil(at / step - 1e-9).astype(int) - 1, return_counts=True)
+        above = bins >= 0
+        wrong = above if lane < 2 else ~above  # noqa: PLR2004 -- two kinds of good parts, then the bad ones
+        colours = np.where(wrong, _WRONG, colour)
+        base = len(lanes) - 1 - lane
+        axes.bar(bins * step, 0.74 * counts / counts.max(), step * 0.92, base, align="edge", color=colours.tolist())
+        axes.axhline(base, color=_RULE, linewidth=0.7, zorder=0)
+        rejected = int((np.array(scores) > threshold).sum())
+        failed = rejected if lane < 2 else len(scores) - rejected  # noqa: PLR2004
+        words = f"{failed} of {len(scores)} {'rejected' if lane < 2 else 'escaped'}"  # noqa: PLR2004
+        said = words if lane else f"{len(scores)} parts, α {100 * figures['alpha_carried']:.1f} % carried"
+        beside = axes.get_yaxis_transform()
+        axes.text(-0.015, base + 0.28, name, transform=beside, ha="right", va="center", fontsize=11)
+        tone = "#b34700" if failed and lane else _MUTED
+        axes.text(1.015, base + 0.28, said, transform=beside, va="center", color=tone)
+    axes.axvline(0, color=_INK, linewidth=1)
+    axes.text(0, len(lanes) - 0.05, "threshold", ha="center", va="bottom", fontsize=10)
+    axes.set(xlim=(low - 2 * step, high + 2 * step), ylim=(0, len(lanes) - 0.1), yticks=[])
+    axes.spines["left"].set_visible(False)
+    if by_ratio:
+        marks = _multiples(2**low, 2**high)
+        axes.set_xticks([math.log2(m) for m in marks], [f"{m:.3g} ×" for m in marks])
+    else:
+        axes.set_xlabel("score above the threshold, in the detector's units")
+    return figure
+
+
+def _multiples(low: float, high: float) -> list[float]:
+    """Round multiples of the threshold between two: of the coarsest steps that give at least three."""
+    powers = [2.0**i for i in range(-10, 11)]
+    tenths = [i / 10 for i in range(1, 40)]
+    fine = [i / 50 for i in range(1, 200)]
+    found: list[float] = []
+    for marks in (powers, sorted({*powers, 0.7, 1.4}), tenths, fine):
+        found = [mark for mark in marks if low <= mark <= high]
+        if len(found) > 2:  # noqa: PLR2004 -- at least three
+            break
+    return found
+
+
+def _apart(values: Sequence[float], gap: float) -> list[float]:
+    """Heights for labels of these values, at least `gap` from one another, the highest at most at 100."""
+    placed = [0.0] * len(values)
+    above = 100 + gap
+    for i in sorted(range(len(values)), key=lambda i: -values[i]):
+        placed[i] = above = min(values[i], above - gap)
+    return placed
+
+
+def _round_range(values: Sequence[float]) -> tuple[float, float]:
+    """The closest two of 1, 2, 5, 10 and so on with all values between them, and some room above for a label."""
+    return max(mark for mark in _ROUND if mark < min(values)), min(mark for mark in _ROUND if mark > 1.1 * max(values))
+
+
+_ROUND = [base * 10.0**power for power in range(-4, 8) for base in (1, 2, 5)]
