@@ -43,6 +43,6 @@ fix: $(INSTALLED)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# Figures for docs/results.md; needs INSPECTD_DATA, a folder of categories in MVTec layout.
+# Figures for docs/results.md: hours. Needs INSPECTD_DATA, a folder of categories in any known layout.
 bench: $(INSTALLED)
-	$(BIN)/python -m tests.bench.results
+	$(BIN)/inspectd compare --data "$(INSPECTD_DATA)" --out build/results

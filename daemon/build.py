@@ -57,6 +57,8 @@ def build_detector(folder: Path, device: str = "auto", threads: int = 0) -> Dete
             from detectors.reverse_distillation.detector import load
         case DetectorName.efficientad_s | DetectorName.efficientad_m | DetectorName.puad:
             from detectors.efficientad.detector import load
+        case DetectorName.patchcore:
+            from detectors.patchcore import load
         case _ as unknown:
             assert_never(unknown)
     detector = load(folder, manifest, choose(device, threads))

@@ -74,7 +74,7 @@ class PdnSize(StrEnum):
     m = "m"
 
 
-BackboneOption = Annotated[str, typer.Option(help="Teacher network of reverse distillation.")]
+BackboneOption = Annotated[str, typer.Option(help="Teacher network of reverse distillation and PatchCore.")]
 WeightsOption = Annotated[Path | None, typer.Option(help="That network's weights from a file instead of a download.")]
 SeedOption = Annotated[int, typer.Option(help="Makes a run repeatable; 0 is a seed like any other.", min=0)]
 ModelOption = Annotated[Path, typer.Option("--model", help="Model folder.")]
@@ -158,10 +158,12 @@ def train(
     for option, given, serves in (
         ("--skips", skips, "sk_rd4ad gsk_rd4ad"),
         ("--transport", transport, "rdpp"),
-        ("--weights", weights, "rd4ad sk_rd4ad gsk_rd4ad rdpp"),
+        ("--weights", weights, "rd4ad sk_rd4ad gsk_rd4ad rdpp patchcore"),
         ("--pdn", pdn, "efficientad_s efficientad_m puad"),
         ("--penalty", penalty, "efficientad_s efficientad_m puad"),
         ("--trained", trained, "rd4ad sk_rd4ad puad"),
+        ("--epochs", epochs, "rd4ad sk_rd4ad gsk_rd4ad rdpp efficientad_s efficientad_m puad"),
+        ("--steps", steps, "rd4ad sk_rd4ad gsk_rd4ad rdpp efficientad_s efficientad_m puad"),
     ):
         if given and detector.value not in serves.split():
             raise typer.BadParameter(f"{option} serves {', '.join(serves.split())}, not {detector.value}")
@@ -170,9 +172,12 @@ def train(
     if (out_folder / MANIFEST).exists() and not overwrite:
         raise DatasetError(f"{out_folder} already holds a finished model; choose another --out, or give --overwrite")
     pool = dataset.good_images(good)
-    learned, held = (
-        dataset.split(pool, alpha, seed) if calibration_good is None else (pool, dataset.good_images(calibration_good))
-    )
+    if trained and detector is not DetectorName.puad:
+        learned, held = [], pool  # others have trained the networks, on parts that nobody names
+    elif calibration_good:
+        learned, held = pool, dataset.good_images(calibration_good)
+    else:
+        learned, held = dataset.split(pool, alpha, seed)
     order = Order(
         detector,
         size,

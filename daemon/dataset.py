@@ -24,6 +24,7 @@ __all__ = [
     "read_category",
     "read_image",
     "read_mask",
+    "read_regions",
     "shared",
     "split",
 ]
@@ -107,17 +108,49 @@ def read_mask(mask: Path | None, shape: tuple[int, int]) -> NDArray[np.bool_]:
     Raises:
         DatasetError: the mask cannot be read.
     """
-    files = [] if mask is None else image_files(mask) if mask.is_dir() else [mask]
     merged = np.zeros(shape, bool)
-    for file in files:
-        merged |= _read_region(file, shape)
+    for file in _files(mask):
+        merged |= _fit(_read_labels(file), shape)
     return merged
 
 
-def _read_region(file: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def read_regions(item: Labelled, shape: tuple[int, int]) -> list[tuple[NDArray[np.bool_], float]]:
+    """The regions of a part, fitted to an anomaly map as by `read_mask`, each with its saturation in pixels of the map.
+
+    Each file of the mask is one region. There is none where the data set defines no saturations.
+
+    Raises:
+        DatasetError: a mask cannot be read, or the values of its pixels are not one with a saturation.
+    """
+    if item.saturations is None:
+        return []
+    regions = []
+    for file in _files(item.mask):
+        labels = _read_labels(file)
+        value, *others = np.unique(labels[labels > 0]).tolist() or [0]
+        if others or value not in item.saturations:
+            raise DatasetError(
+                f"{file} is not one region: its values {[value, *others]} are not one that defects_config.json gives a "
+                "saturation; use the files of the data set, or take that table away to do without AU-sPRO"
+            )
+        mask, saturation = _fit(labels, shape), item.saturations[value]
+        whole = np.count_nonzero(labels) if saturation.relative else mask.size / labels.size
+        regions.append((mask, saturation.threshold * whole))
+    return regions
+
+
+def _files(mask: Path | None) -> list[Path]:
+    return [] if mask is None else image_files(mask) if mask.is_dir() else [mask]
+
+
+def _read_labels(file: Path) -> NDArray[np.integer]:
     # In colour and at full depth: as 8-bit grey, the lowest labels of palettes and of 16-bit masks would round to 0.
     truth = cv2.imread(str(file), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if truth is None:
         raise DatasetError(f"{file} is not a readable image")
-    covered = cv2.resize(np.asarray(truth.any(axis=2), np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(truth.max(axis=2))
+
+
+def _fit(labels: NDArray[np.integer], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    covered = cv2.resize(np.asarray(labels > 0, np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
     return covered > min(0.5, covered.max() * 0.99) if covered.any() else np.zeros(shape, bool)

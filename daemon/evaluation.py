@@ -31,11 +31,13 @@ class Observed:
     """What judging a test set gave, an entry a part in each list.
 
     A mask is None where nothing is known of places: for a bad part without a mask, or with an empty one.
+    Regions come with their saturations.
     """
 
     parts: tuple[Judged, ...]
     maps: list[AnomalyMap]
     masks: list[metrics.Mask | None]
+    regions: list[list[tuple[metrics.Mask, float]]]
     milliseconds: list[float]
     peak_memory_mb: float
 
@@ -49,12 +51,13 @@ class Evaluation:
     sets each defect against the good parts, and `image_auroc_mean` is the mean over defects, each weighing alike
     (the headline of MVTec LOCO). `true_reject_at_1` is the share of bad parts rejected by a threshold that rejects
     at most 1 % of the good test parts, `true_reject_at_5` at most 5 %. Pixel figures are NaN without masks, and are
-    of `n_masked` bad parts with one. `pro_per_image_rd` is the RD papers' per-image variant, not comparable with
-    AUPRO. Rates are shares of 0…1 at the calibrated threshold; intervals are of 95 %, NaN where a single part leaves
-    them undefined. Latency is from pixels to prediction, one image at a time, without reading the file.
-    `peak_memory_mb` is the most main memory the process has held until the last part was judged, in 10^6 bytes:
-    libraries, model, and the maps of all images; a GPU's own memory is not in it. `missed` and `present` count
-    escapes and parts by defect; `parts` are in the order judged.
+    of `n_masked` bad parts with one. `au_spro` is MVTec LOCO's AU-sPRO (to 5 % false positives), as published the
+    mean over defects, each with the good parts; NaN where the data set defines no saturations. `pro_per_image_rd` is
+    the RD papers' per-image variant, not comparable with AUPRO. Rates are shares of 0…1 at the calibrated threshold;
+    intervals are of 95 %, NaN where a single part leaves them undefined. Latency is from pixels to prediction, one
+    image at a time, without reading the file. `peak_memory_mb` is the most main memory the process has held until the
+    last part was judged, in 10^6 bytes: libraries, model, and the maps of all images; a GPU's own memory is not in
+    it. `missed` and `present` count escapes and parts by defect; `parts` are in the order judged.
     """
 
     image_auroc: float
@@ -69,6 +72,7 @@ class Evaluation:
     true_reject_at_5_interval: tuple[float, float]
     pixel_auroc: float
     aupro: float
+    au_spro: float
     pro_per_image_rd: float
     threshold: float
     alpha: float
@@ -105,6 +109,7 @@ def observe(
     parts: list[Judged] = []
     maps: list[AnomalyMap] = []
     masks: list[metrics.Mask | None] = []
+    regions: list[list[tuple[metrics.Mask, float]]] = []
     milliseconds: list[float] = []
     for item in items:
         image = dataset.read_image(item.path)
@@ -116,9 +121,10 @@ def observe(
         maps.append(prediction.anomaly_map)
         mask = dataset.read_mask(item.mask, prediction.anomaly_map.shape)
         masks.append(mask if item.good or mask.any() else None)
+        regions.append(dataset.read_regions(item, prediction.anomaly_map.shape))
         advance()
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Observed(tuple(parts), maps, masks, milliseconds, peak_kib * 1024 / 1e6)
+    return Observed(tuple(parts), maps, masks, regions, milliseconds, peak_kib * 1024 / 1e6)
 
 
 def figures(observed: Observed, calibration: Calibration) -> Evaluation:
@@ -152,6 +158,7 @@ def figures(observed: Observed, calibration: Calibration) -> Evaluation:
         true_reject_at_5_interval=metrics.bootstrap_interval(at_5, scores, bad),
         pixel_auroc=metrics.pixel_auroc(maps, masks) if n_masked else math.nan,
         aupro=metrics.aupro(maps, masks) if n_masked else math.nan,
+        au_spro=_au_spro(observed, kinds),
         pro_per_image_rd=metrics.pro_per_image_rd(maps, masks) if n_masked else math.nan,
         threshold=calibration.threshold,
         alpha=calibration.alpha,
@@ -170,3 +177,16 @@ def figures(observed: Observed, calibration: Calibration) -> Evaluation:
         present={kind: int((defect == kind).sum()) for kind in kinds},
         parts=parts,
     )
+
+
+def _au_spro(observed: Observed, kinds: Sequence[str]) -> float:
+    judged = list(zip(observed.parts, observed.maps, observed.regions, strict=True))
+    good = [(seen, regions) for part, seen, regions in judged if part.defect == "good"]
+    areas: list[float] = []
+    for kind in kinds:
+        bad = [(seen, regions) for part, seen, regions in judged if part.defect == kind and regions]
+        if bad:
+            maps, found = zip(*good, *bad, strict=True)
+            masks, saturations = ([[pair[i] for pair in regions] for regions in found] for i in (0, 1))
+            areas.append(metrics.spro_area(maps, masks, saturations))
+    return float(np.mean(areas)) if areas else math.nan

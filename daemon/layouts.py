@@ -6,7 +6,8 @@ et al., BTAD (2021); Baitieva et al., VAD (2024).
 """
 
 import csv
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +33,25 @@ class DatasetError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Saturation:
+    """How much of a region has to be found: pixels of its mask's file, or a share of its area where `relative`."""
+
+    threshold: float
+    relative: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Labelled:
     """One test image: its defect is the name of its folder, "good" for none.
 
-    The mask is absent, a file, or a folder with a file for each region of the image.
+    The mask is absent, a file, or a folder with a file for each region of the image. `saturations` are by the value
+    of a region's pixels, None where the data set defines none.
     """
 
     path: Path
     defect: str
     mask: Path | None
+    saturations: Mapping[int, Saturation] | None = None
 
     @property
     def good(self) -> bool:
@@ -225,7 +236,21 @@ def _defective(folder: Path, kind: Path) -> list[Labelled]:
         if masks and path.stem not in masks:
             place = next(iter(masks.values())).parent
             raise DatasetError(f"{path} has no mask in {place}, though its neighbours have; add it")
-    return [Labelled(path, kind.name, masks.get(path.stem)) for path in pictures]
+    saturations = _saturations(folder / "defects_config.json")
+    return [Labelled(path, kind.name, masks.get(path.stem), saturations) for path in pictures]
+
+
+def _saturations(table: Path) -> dict[int, Saturation] | None:
+    if not table.is_file():
+        return None
+    try:
+        return {
+            row["pixel_value"]: Saturation(row["saturation_threshold"], row["relative_saturation"])
+            for row in json.loads(table.read_text(encoding="utf-8"))
+            if row["saturation_threshold"] > 0
+        }
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DatasetError(f"{table} is no table of saturations ({error!r}); use the one of the data set") from error
 
 
 def _masks(folder: Path, kind: Path) -> dict[str, Path]:

@@ -76,8 +76,12 @@ class Decision:
 
     @property
     def ratio(self) -> float | None:
-        """The score in units of the threshold; above 1 is a reject."""
-        return None if self.score is None else self.score / self.threshold
+        """The score in units of the threshold; above 1 is a reject.
+
+        Never below 0, where the standardised scores of EfficientAD and PUAD may lie: listeners take a negative number
+        for "not measured".
+        """
+        return None if self.score is None else max(0.0, self.score / self.threshold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,12 @@
 """The pages by which a detector is chosen: tables, charts and pictures of a comparison, and a table to paste.
 
 Pure but for the files it writes: the figures come in, pages without scripts, network or absolute paths go out.
-Charts follow Okabe and Ito's palette (2008), which colour-blind readers can tell apart, and name their curves directly.
 """
 
 import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,17 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
-import numpy as np
-
+from daemon import charts
 from daemon.comparison import Case, Entry, Row, Sheet, Spread, clearly_best, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#D55E00")
-_WRONG, _GOOD, _BAD, _CALIBRATION = "#D55E00", "#0072B2", "#4d5560", "#b4bac2"
-_INK, _MUTED, _RULE = "#1c2024", "#6b727b", "#dfe3e8"
-_BINS = 56
 _LOCO = ("logical_anomalies", "structural_anomalies")
 
 
@@ -191,13 +184,15 @@ def _index(sheets: Sequence[Sheet], machine: Mapping[str, Any], out: Path) -> ET
     seeds = max(len(row.results) for row in sheets[0].rows)
     title = f"{_count(len(entries), 'detector')} on {_count(len(sheets), 'category', 'categories')}"
     body = [_node("h1", title), _node("p", _machine(machine, seeds), class_="facts"), _node("p", _PROTOCOL)]
-    with _drawing():
+    with charts.drawing():
         if any(row.done for sheet in sheets for row in sheet.rows):
             alt = "Image AUROC and true rejects at 1 % of each detector on each category"
             legend = [_node("span", _chip(entry, entries), entry.label) for entry in entries]
             body.append(_node("p", *legend, class_="legend"))
-            body.append(_chart(_overview(sheets), out / "charts" / "overview.svg", out, alt))
-            body.append(_chart(_cost(sheets), out / "charts" / "cost.svg", out, "True rejects at 1 % over latency"))
+            body.append(_chart(charts.overview(sheets), out / "charts" / "overview.svg", out, alt))
+            body.append(
+                _chart(charts.cost(sheets), out / "charts" / "cost.svg", out, "True rejects at 1 % over latency")
+            )
     for sheet in sheets:
         link = _node("a", sheet.category, href=quote(_page(sheet.category)))
         body += [_node("h2", link), _node("p", _facts(sheet), class_="facts"), _table(sheet)]
@@ -219,17 +214,17 @@ def _category(sheets: Sequence[Sheet], place: int, out: Path) -> ET.Element:
         _table(sheet),
     ]
     measured = [row for row in sheet.rows if row.done]
-    charts = out / "charts" / sheet.category
-    with _drawing():
+    drawn = out / "charts" / sheet.category
+    with charts.drawing():
         if measured:
             body += [_node("h2", "What each rejects, and what it costs in good parts"), _node("p", _ROC_NOTE)]
-            body.append(_chart(_roc(measured, entries), charts / "roc.svg", out, "ROC curves of all detectors"))
+            body.append(_chart(charts.roc(measured, entries), drawn / "roc.svg", out, "ROC curves of all detectors"))
             body += [_node("h2", "What so few parts can show"), _intervals(measured, entries)]
             if len(measured[0].done[0]["present"]) > 1:
                 body += [_node("h2", "Which defects"), _defects(measured, entries)]
             body += [_node("h2", "Scores, and the parts behind them"), _node("p", _SCORES_NOTE)]
         for row in measured:
-            body += _portrait(row, sheet.cases.get(row.entry.label, ()), entries, charts, out)
+            body += _portrait(row, sheet.cases.get(row.entry.label, ()), entries, drawn, out)
     return _document(sheet.category, body)
 
 
@@ -250,12 +245,12 @@ _SCORES_NOTE = (
 
 
 def _portrait(
-    row: Row, cases: Sequence[Case] | str, entries: Sequence[Entry], charts: Path, out: Path
+    row: Row, cases: Sequence[Case] | str, entries: Sequence[Entry], drawn: Path, out: Path
 ) -> Iterator[ET.Element]:
     """One detector: its scores and its telling parts."""
     figures, label = row.done[0], row.entry.label
     yield _node("h3", _chip(row.entry, entries), _name(row.entry))
-    yield _chart(_scores(figures), charts / f"{label}.svg", out, f"Scores of {label} by kind of part")
+    yield _chart(charts.scores(figures), drawn / f"{label}.svg", out, f"Scores of {label} by kind of part")
     if isinstance(cases, str):
         yield _node("p", f"There are no pictures: {cases}", class_="note")
         return
@@ -345,6 +340,17 @@ def _made(sheets: Sequence[Sheet]) -> ET.Element:
         lines = [command for figures in done for command in figures["run"]["commands"]]
         blocks.append(_node("details", _node("summary", sheet.category), _node("pre", "\n".join(lines))))
     return _node("div", *blocks)
+
+
+def _chart(figure: "Figure", path: Path, out: Path, alt: str) -> ET.Element:
+    """Write the chart, its text in the page's own typeface, and return its place in the page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    face = "system-ui, -apple-system, &quot;Segoe UI&quot;, Roboto, &quot;Helvetica Neue&quot;, Arial, sans-serif"
+    path.write_text(text.getvalue().replace("'DejaVu Sans'", face), encoding="utf-8", errors="replace")
+    source = quote(path.relative_to(out).as_posix())
+    return _node("img", src=source, alt=alt, class_="chart", width=str(round(96 * figure.get_figwidth())))
 
 
 def _document(title: str, body: Iterable[ET.Element]) -> ET.Element:
@@ -474,11 +480,7 @@ def _plain(text: str) -> str:
 
 
 def _chip(entry: Entry, entries: Sequence[Entry]) -> ET.Element:
-    return _node("span", class_="chip", style=f"background:{_colour(entry, entries)}")
-
-
-def _colour(entry: Entry, entries: Sequence[Entry]) -> str:
-    return _PALETTE[entries.index(entry) % len(_PALETTE)]
+    return _node("span", class_="chip", style=f"background:{charts.colour_of(entry, entries)}")
 
 
 def _figures(sheet: Sheet) -> list[dict[str, Any]]:
@@ -494,255 +496,3 @@ def _figures(sheet: Sheet) -> list[dict[str, Any]]:
         spreads = {column.key: found and asdict(found) for column in _COLUMNS for found in [row.spread(column.key)]}
         rows.append({**asdict(row.entry), "summary": spreads, "runs": runs})
     return rows
-
-
-# Charts
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Light axes and text that stays text, for everything drawn inside."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "inspectd",
-            "text.parse_math": False,
-            "text.color": _INK,
-            "font.size": 10,
-            "axes.edgecolor": "#aab1ba",
-            "axes.labelcolor": _MUTED,
-            "axes.linewidth": 0.7,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": 10.5,
-            "axes.titlelocation": "left",
-            "axes.titlepad": 12,
-            "xtick.color": "#aab1ba",
-            "ytick.color": "#aab1ba",
-            "xtick.labelcolor": _MUTED,
-            "ytick.labelcolor": _MUTED,
-            "xtick.major.size": 3,
-            "ytick.major.size": 3,
-            "grid.color": "#edf0f2",
-            "grid.linewidth": 0.7,
-            "axes.axisbelow": True,
-        }
-    ):
-        yield
-
-
-def _blank(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height))
-
-
-def _chart(figure: "Figure", path: Path, out: Path, alt: str) -> ET.Element:
-    """Write the chart, its text in the page's own typeface, and return its place in the page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    face = "system-ui, -apple-system, &quot;Segoe UI&quot;, Roboto, &quot;Helvetica Neue&quot;, Arial, sans-serif"
-    path.write_text(text.getvalue().replace("'DejaVu Sans'", face), encoding="utf-8", errors="replace")
-    source = quote(path.relative_to(out).as_posix())
-    return _node("img", src=source, alt=alt, class_="chart", width=str(round(96 * figure.get_figwidth())))
-
-
-def _overview(sheets: Sequence[Sheet]) -> "Figure":
-    """Image AUROC and true rejects of every detector, a row a category."""
-    entries = [row.entry for row in sheets[0].rows]
-    lane = 0.17  # inches a detector
-    row_height = lane * (len(entries) + 1.6)
-    head, foot = 0.4, 0.4
-    height = head + foot + row_height * len(sheets)
-    figure = _blank(11.4, height)
-    body = (foot / height, row_height * len(sheets) / height)
-    panels = [figure.add_axes((left, body[0], 0.40, body[1])) for left in (0.14, 0.585)]
-    keys = (
-        ("image_auroc", "image AUROC"),
-        ("true_reject_at_1", "bad parts rejected, % (at most 1 % of the good ones lost)"),
-    )
-    for axes, (key, title) in zip(panels, keys, strict=True):
-        scale = 1 if key == "image_auroc" else 100
-        for place, sheet in enumerate(sheets):
-            for row in sheet.rows:
-                found = row.spread(key)
-                if found is None:
-                    continue
-                y = place + (entries.index(row.entry) - (len(entries) - 1) / 2) / (len(entries) + 1.6)
-                colour = _colour(row.entry, entries)
-                each = [scale * figures[key] for figures in row.done if figures[key] is not None]
-                if found.sd is not None:
-                    axes.plot([min(each), max(each)], [y, y], color=colour, linewidth=1.2, alpha=0.55)
-                    axes.plot(each, [y] * len(each), "|", color=colour, markersize=5, alpha=0.7)
-                axes.plot(scale * found.mean, y, "o", color=colour, markersize=6, markeredgewidth=0)
-        axes.set_xlim(min(axes.get_xlim()[0], 0.9 * scale), 1.012 * scale)
-        axes.set_ylim(len(sheets) - 0.5, -0.5)
-        axes.set_yticks(range(len(sheets)), [sheet.category for sheet in sheets] if axes is panels[0] else [])
-        axes.tick_params(axis="y", length=0, labelsize=11, labelcolor=_INK)
-        for line in np.arange(0.5, len(sheets) - 1):
-            axes.axhline(float(line), color=_RULE, linewidth=0.7)
-        axes.grid(axis="x")
-        axes.spines["left"].set_visible(False)
-        axes.set_title(title, color=_MUTED)
-    return figure
-
-
-def _cost(sheets: Sequence[Sheet]) -> "Figure":
-    """True rejects over latency, a dot a detector: the mean of the categories that every detector finished."""
-    entries = [row.entry for row in sheets[0].rows]
-    whole = [sheet for sheet in sheets if all(row.done for row in sheet.rows)] or list(sheets)
-    figure = _blank(11.4, 3.8)
-    axes = figure.add_axes((0.14, 0.15, 0.7, 0.74))
-    dots = []
-    for place, entry in enumerate(entries):
-        rows = [sheet.rows[place] for sheet in whole if sheet.rows[place].done]
-        rejects = spread(found.mean for row in rows if (found := row.spread("true_reject_at_1")))
-        latency = spread(found.mean for row in rows if (found := row.spread("latency_ms_p50")))
-        if rejects and latency:
-            dots.append((latency.mean, 100 * rejects.mean, entry))
-    low, high = _round_range([x for x, _, _ in dots])
-    heights = _apart([y for _, y, _ in dots], 7)
-    for (x, y, entry), text_y in zip(dots, heights, strict=True):
-        axes.plot(x, y, "o", color=_colour(entry, entries), markersize=8, markeredgewidth=0)
-        beside = x * (high / low) ** 0.012
-        axes.annotate(entry.label, (x, y), (beside, text_y), va="center", annotation_clip=False)
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.set_xticks([mark for mark in _ROUND if low <= mark <= high])
-    axes.set_xticks([], minor=True)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(0, 104)
-    axes.grid()
-    axes.set_xlabel("latency p50, ms an image (logarithmic)")
-    across = "" if len(whole) == 1 else f", mean of {len(whole)} categories"
-    axes.set_title(f"bad parts rejected, % (at most 1 % of the good ones lost){across}", color=_MUTED)
-    return figure
-
-
-def _roc(measured: Sequence[Row], entries: Sequence[Entry]) -> "Figure":
-    """The first tenth of the ROC curves large, the whole small; labels stand where the large ones end."""
-    figure = _blank(11.4, 4.9)
-    near = figure.add_axes((0.055, 0.13, 0.5, 0.77))
-    whole = figure.add_axes((0.755, 0.13, 0.225, 0.77))
-    ends = []
-    for row in measured:
-        colour, found = _colour(row.entry, entries), row.done[0]
-        x, y = _curve(found["parts"])
-        for axes in (near, whole):
-            axes.plot(x, y, color=colour, linewidth=1.5 if axes is near else 1.0, solid_joinstyle="miter")
-            rate = (100 * found["false_reject_rate"], 100 * (1 - found["escape_rate"]))
-            if axes is whole or rate[0] <= _NEAR:
-                axes.plot(
-                    *rate,
-                    "o",
-                    color=colour,
-                    markersize=8 if axes is near else 5,
-                    markeredgecolor="white",
-                    clip_on=False,
-                    zorder=5,
-                )
-        ends.append(float(np.interp(_NEAR, x, y)))
-    for row, end, text_y in zip(measured, ends, _apart(ends, 5), strict=True):
-        colour = _colour(row.entry, entries)
-        near.plot([_NEAR * 1.005, _NEAR * 1.025], [end, text_y], color=colour, linewidth=0.8, clip_on=False)
-        near.text(_NEAR * 1.032, text_y, row.entry.label, va="center", fontsize=11, color=_INK)
-    for share in (1, 5):
-        near.axvline(share, color="#c3c9d0", linewidth=0.8, linestyle=(0, (2, 3)))
-    near.set(xlim=(0, _NEAR), ylim=(0, 101), xticks=[0, 1, 2, 5, _NEAR])
-    whole.set(xlim=(0, 100), ylim=(0, 101), xticks=[0, 50, 100], yticks=[0, 50, 100])
-    near.set_title("bad parts rejected, %", color=_MUTED)
-    whole.set_title("the whole curve", color=_MUTED)
-    near.set_xlabel("good parts rejected, %")
-    for axes in (near, whole):
-        axes.grid()
-    return figure
-
-
-_NEAR = 10  # per cent of good parts: nobody's line affords more
-
-
-def _curve(parts: Sequence[Mapping[str, Any]]) -> tuple[Sequence[float], Sequence[float]]:
-    """Shares of good and of bad parts, in per cent, strictly above each threshold, from the highest one down."""
-    good = np.sort([part["score"] for part in parts if part["defect"] == "good"])
-    bad = np.sort([part["score"] for part in parts if part["defect"] != "good"])
-    limits = np.append(np.unique(np.concatenate([good, bad]))[::-1], -np.inf)
-    x, y = (100 * (1 - np.searchsorted(some, limits, side="right") / some.size) for some in (good, bad))
-    return x.tolist(), y.tolist()
-
-
-def _scores(figures: Mapping[str, Any]) -> "Figure":
-    """A histogram a kind of part over score / threshold; wrong verdicts in the colour of wrong verdicts."""
-    parts, threshold = figures["parts"], figures["threshold"]
-    kinds = {kind: [part["score"] for part in parts if part["defect"] == kind] for kind in figures["present"]}
-    order = sorted(kinds, key=lambda kind: -figures["missed"][kind] / figures["present"][kind])
-    lanes = [("held-out good", figures["run"]["calibration_scores"], _CALIBRATION)]
-    lanes += [("good", [part["score"] for part in parts if part["defect"] == "good"], _GOOD)]
-    lanes += [(kind, kinds[kind], _BAD) for kind in order]
-    everything = np.concatenate([scores for _, scores, _ in lanes])
-    by_ratio = threshold > 0 and everything.min() > 0
-    places = [np.log2(np.array(s) / threshold) if by_ratio else np.array(s) - threshold for _, s, _ in lanes]
-    low, high = min(p.min() for p in places), max(p.max() for p in places)
-    step = max(high - low, 1e-9) / _BINS
-    height = 0.75 + 0.47 * len(lanes)
-    figure = _blank(11.4, height)
-    axes = figure.add_axes((0.15, 0.45 / height, 0.66, 1 - 0.72 / height))
-    for lane, ((name, scores, colour), at) in enumerate(zip(lanes, places, strict=True)):
-        # A score on the threshold passes, so a bin owns its right end; one end of a bin is the threshold.
-        bins, counts = np.unique(np.ceil(at / step - 1e-9).astype(int) - 1, return_counts=True)
-        above = bins >= 0
-        wrong = above if lane < 2 else ~above  # noqa: PLR2004 -- two kinds of good parts, then the bad ones
-        colours = np.where(wrong, _WRONG, colour)
-        base = len(lanes) - 1 - lane
-        axes.bar(bins * step, 0.74 * counts / counts.max(), step * 0.92, base, align="edge", color=colours.tolist())
-        axes.axhline(base, color=_RULE, linewidth=0.7, zorder=0)
-        rejected = int((np.array(scores) > threshold).sum())
-        failed = rejected if lane < 2 else len(scores) - rejected  # noqa: PLR2004
-        words = f"{failed} of {len(scores)} {'rejected' if lane < 2 else 'escaped'}"  # noqa: PLR2004
-        said = words if lane else f"{len(scores)} parts, α {100 * figures['alpha_carried']:.1f} % carried"
-        beside = axes.get_yaxis_transform()
-        axes.text(-0.015, base + 0.28, name, transform=beside, ha="right", va="center", fontsize=11)
-        tone = "#b34700" if failed and lane else _MUTED
-        axes.text(1.015, base + 0.28, said, transform=beside, va="center", color=tone)
-    axes.axvline(0, color=_INK, linewidth=1)
-    axes.text(0, len(lanes) - 0.05, "threshold", ha="center", va="bottom", fontsize=10)
-    axes.set(xlim=(low - 2 * step, high + 2 * step), ylim=(0, len(lanes) - 0.1), yticks=[])
-    axes.spines["left"].set_visible(False)
-    if by_ratio:
-        marks = _multiples(2**low, 2**high)
-        axes.set_xticks([math.log2(m) for m in marks], [f"{m:.3g} ×" for m in marks])
-    else:
-        axes.set_xlabel("score above the threshold, in the detector's units")
-    return figure
-
-
-def _multiples(low: float, high: float) -> list[float]:
-    """Round multiples of the threshold between two: of the coarsest steps that give at least three."""
-    powers = [2.0**i for i in range(-10, 11)]
-    tenths = [i / 10 for i in range(1, 40)]
-    fine = [i / 50 for i in range(1, 200)]
-    found: list[float] = []
-    for marks in (powers, sorted({*powers, 0.7, 1.4}), tenths, fine):
-        found = [mark for mark in marks if low <= mark <= high]
-        if len(found) > 2:  # noqa: PLR2004 -- at least three
-            break
-    return found
-
-
-def _apart(values: Sequence[float], gap: float) -> list[float]:
-    """Heights for labels of these values, at least `gap` from one another, the highest at most at 100."""
-    placed = [0.0] * len(values)
-    above = 100 + gap
-    for i in sorted(range(len(values)), key=lambda i: -values[i]):
-        placed[i] = above = min(values[i], above - gap)
-    return placed
-
-
-def _round_range(values: Sequence[float]) -> tuple[float, float]:
-    """The closest two of 1, 2, 5, 10 and so on with all values between them, and some room above for a label."""
-    return max(mark for mark in _ROUND if mark < min(values)), min(mark for mark in _ROUND if mark > 1.1 * max(values))
-
-
-_ROUND = [base * 10.0**power for power in range(-4, 8) for base in (1, 2, 5)]

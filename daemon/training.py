@@ -8,6 +8,7 @@ from typing import Any, Protocol, assert_never
 
 from daemon import dataset
 from daemon.dataset import DatasetError
+from detectors import patchcore
 from detectors.artifact import write_json
 from detectors.base import ArtifactError, DetectorName
 from detectors.efficientad import detector as efficientad
@@ -20,7 +21,7 @@ from detectors.reverse_distillation import detector as reverse_distillation
 from detectors.reverse_distillation.network import ReverseDistillation, Skips
 from detectors.reverse_distillation.training import RECIPES, default_steps
 from detectors.reverse_distillation.training import train as learn_reverse_distillation
-from detectors.teacher import digest, load_teacher
+from detectors.teacher import digest, load_teacher, preprocess_for
 from detectors.training import CHECKPOINT, Progress, steps_per_epoch
 
 SPLIT = "split.json"
@@ -33,7 +34,8 @@ class Order:
 
     `trained` names networks to take instead of training: for reverse distillation a checkpoint of the public code, for
     PUAD the model folder of an EfficientAD. Reverse distillation looks at `backbone`, `weights`, `skips` (where there
-    are any) and `transport` (RD++ alone), EfficientAD and PUAD at `pdn` and `penalty`, PUAD at `weight_unpicturable`.
+    are any) and `transport` (RD++ alone), EfficientAD and PUAD at `pdn` and `penalty`, PUAD at `weight_unpicturable`,
+    PatchCore at `backbone` and `weights`, and not at `epochs` and `steps`.
     """
 
     detector: DetectorName
@@ -76,6 +78,8 @@ def prepare(order: Order, good: Sequence[Path]) -> Training:
             return ReverseDistillationTraining(order, good)
         case DetectorName.efficientad_s | DetectorName.efficientad_m | DetectorName.puad:
             return EfficientADTraining(order, good)
+        case DetectorName.patchcore:
+            return PatchCoreTraining(order, good)
         case _ as unknown:
             assert_never(unknown)
 
@@ -87,18 +91,19 @@ class ReverseDistillationTraining:
         recipe = RECIPES[order.detector]
         if order.skips is not None:
             recipe = replace(recipe, skips=order.skips)
-        steps = _length(order, len(good), recipe.batch) or default_steps(len(good), recipe.batch)
+        length = _length(order, len(good), recipe.batch) or default_steps(len(good), recipe.batch)
+        steps = 0 if order.trained else length
         self._recipe = replace(recipe, steps=steps, seed=order.seed, transport=order.transport)
         self._order = order
         self._good = good
         self._teacher = load_teacher(order.backbone, order.weights)
-        self.steps = 0 if order.trained else steps
+        self.steps = steps
         self.description = f"{order.detector} with {order.backbone} at {order.size} px"
 
     def run(self, folder: Path, held: Sequence[Path], report: Report) -> None:  # noqa: ARG002 -- nothing is scaled
         """Train, or take the published networks."""
         order = self._order
-        preprocess = reverse_distillation.preprocess_for(order.backbone, order.size)
+        preprocess = preprocess_for(order.backbone, order.size)
         teacher = digest(self._teacher.backbone)
         identity: dict[str, Any] = {"backbone": order.backbone, "teacher_sha256": teacher, "size": order.size}
         if order.trained:
@@ -186,6 +191,34 @@ class EfficientADTraining:
                 f"{model} learned from images that are held out here; give the --good and --seed it was trained with"
             )
         return efficientad.load_network(model, self._order.device)
+
+
+class PatchCoreTraining:
+    """PatchCore: a step is a patch that the memory keeps, its loss that patch's distance from those before.
+
+    What is interrupted starts afresh; it takes minutes.
+    """
+
+    def __init__(self, order: Order, good: Sequence[Path]) -> None:
+        self._order = order
+        self._good = good
+        self._teacher = load_teacher(order.backbone, order.weights)
+        self.steps = patchcore.bank_size(len(good), order.size)
+        self.description = f"{order.detector} with {order.backbone} at {order.size} px"
+
+    def run(self, folder: Path, held: Sequence[Path], report: Report) -> None:  # noqa: ARG002 -- nothing is scaled
+        """Describe all images, then choose what to remember."""
+        order = self._order
+        history = {"seed": order.seed, "teacher_sha256": digest(self._teacher.backbone), **_data(self._good)}
+        preprocess = preprocess_for(order.backbone, order.size)
+        teacher = self._teacher.to(order.device)
+        bank = patchcore.coreset(
+            (patchcore.describe(dataset.read_image(path), teacher, preprocess) for path in self._good),
+            self.steps,
+            order.seed,
+            lambda kept, distance: report(Progress(1, kept, self.steps, distance)),
+        )
+        patchcore.save(folder, teacher, bank, preprocess, history)
 
 
 def _length(order: Order, images: int, batch: int) -> int | None:

@@ -4,6 +4,5 @@ What lives here: anomaly detectors, their training, and the model folders they a
 and only here. What may not: files of images, thresholds, messages; a detector knows neither the daemon
 nor the calibration.
 
-To add one: write `detectors/NAME.py` (or a folder) with a class that satisfies `base.Detector`, and name it in
-`daemon/build.py`. `template.py` is the smallest example.
+To add one: CONTRIBUTING.md. `patchcore.py` is the smallest whole example.
 """

@@ -37,6 +37,7 @@ class DetectorName(StrEnum):
     efficientad_s = "efficientad_s"
     efficientad_m = "efficientad_m"
     puad = "puad"
+    patchcore = "patchcore"
 
 
 class Detector(Protocol):
@@ -47,7 +48,11 @@ class Detector(Protocol):
         """Changes whenever weights, preprocessing or scoring change; a calibration is valid for one fingerprint."""
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
-        """Give one prediction per image, in their order. Images may differ in size; an empty list gives one."""
+        """Give one prediction per image, in their order. Images may differ in size; an empty list gives one.
+
+        Raises:
+            DeviceLostError: the GPU does not answer any more.
+        """
 
 
 class DeviceLostError(Exception):

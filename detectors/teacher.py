@@ -1,4 +1,4 @@
-"""Frozen ImageNet networks, cut after their third stage: the eyes of every reverse-distillation detector."""
+"""Frozen ImageNet networks, cut after their third stage: the eyes of reverse distillation and of PatchCore."""
 
 import hashlib
 import sys
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detectors.base import ArtifactError
+from detectors.preprocess import Preprocess
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MSRA_MEAN, MSRA_STD = (0.48294756, 0.45452112, 0.40416715), (1 / 255, 1 / 255, 1 / 255)
@@ -106,6 +107,11 @@ def load_teacher(name: str, weights: Path | None = None) -> Teacher:
     return teacher
 
 
+def preprocess_for(name: str, size: int) -> Preprocess:
+    """The preprocessing that a backbone was trained with, at `size`×`size` pixels."""
+    return Preprocess(size, BACKBONES[name].mean, BACKBONES[name].std)
+
+
 def digest(module: nn.Module) -> str:
     """SHA-256 over names and values of a module's tensors: which weights these are, wherever they came from."""
     sha = hashlib.sha256()
@@ -116,11 +122,6 @@ def digest(module: nn.Module) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from a safetensors file or a PyTorch state dict, without running anything in it.
-
-    Raises:
-        ArtifactError: no such file, or not a file of named tensors.
-    """
     """Read named tensors from safetensors or a PyTorch state dict, without running anything in it.
 
     Raises:

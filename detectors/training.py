@@ -49,11 +49,11 @@ class Learner(Protocol):
     def optimisers(self) -> Sequence[torch.optim.Adam]:
         """What moves it."""
 
-    def step(self, pixels: Tensor, index: int, rng: np.random.Generator) -> float:
+    def step(self, chosen: Tensor, index: int, rng: np.random.Generator) -> float:
         """Learn from one batch and give its loss.
 
-        `pixels` are N×3×S×S uint8 on the CPU, `index` counts the steps from 0. All chance comes from `rng` or from
-        torch's global generator; both depend on the seed and `index` alone.
+        `chosen` are some of the `images` given to `fit`, on the CPU; `index` counts the steps from 0. All chance comes
+        from `rng` or from torch's global generator; both depend on the seed and `index` alone.
         """
 
 
@@ -64,7 +64,7 @@ def steps_per_epoch(images: int, batch: int) -> int:
 
 def fit(
     learner: Learner,
-    pixels: Tensor,
+    images: Tensor,
     *,
     steps: int,
     batch: int,
@@ -73,7 +73,9 @@ def fit(
     identity: dict[str, Any],
     report: Callable[[Progress], None],
 ) -> None:
-    """Take `steps` steps over `pixels` (N×3×S×S uint8); the same arguments give the same weights on the same machine.
+    """Take `steps` steps over `images`; the same arguments give the same weights on the same machine.
+
+    `images` are N×3×S×S uint8, or the numbers of N images that the learner keeps.
 
     `batch` is the largest batch; an epoch is cut into batches of nearly equal size, so that batch norm never sees a
     lone last image. The order of an epoch depends on seed and epoch alone.
@@ -84,17 +86,17 @@ def fit(
     Raises:
         ArtifactError: fewer than two images, a checkpoint of another training in `folder`, or a loss that is no number.
     """
-    if len(pixels) < 2:  # noqa: PLR2004 -- batch norm needs two
-        raise ArtifactError(f"training needs at least 2 good parts, there are {len(pixels)}")
-    per_epoch = steps_per_epoch(len(pixels), batch)
+    if len(images) < 2:  # noqa: PLR2004 -- batch norm needs two
+        raise ArtifactError(f"training needs at least 2 good parts, there are {len(images)}")
+    per_epoch = steps_per_epoch(len(images), batch)
     for index in range(_resume(folder / CHECKPOINT, identity, learner), steps):
         epoch, place = divmod(index, per_epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(len(pixels))
+        order = np.random.default_rng((seed, epoch)).permutation(len(images))
         chosen = np.array_split(order, per_epoch)[place]
         rng = np.random.default_rng((seed, epoch, place))
         with torch.random.fork_rng():
             torch.manual_seed(int(rng.integers(2**62)))
-            loss = learner.step(pixels[torch.from_numpy(chosen)], index, rng)
+            loss = learner.step(images[torch.from_numpy(chosen)], index, rng)
         if not np.isfinite(loss):
             raise ArtifactError(f"the training diverged at step {index + 1}: its loss is {loss}; try another --seed")
         report(Progress(epoch + 1, index + 1, steps, loss))

@@ -61,8 +61,6 @@ class EfficientADDetector:
             if self._puad:
                 maps = self._puad.lift(maps, taught, student)
             arrays = maps.cpu().numpy()
-        except torch.OutOfMemoryError:
-            raise  # a smaller batch may fit
         except torch.AcceleratorError as error:
             raise DeviceLostError(f"the GPU failed: {error}") from error
         return [Prediction(float(array.max()), array) for array in arrays]

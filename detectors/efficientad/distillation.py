@@ -169,9 +169,9 @@ class _Learner:
         adam = torch.optim.Adam(network.pdn.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self.optimisers = (adam,)
 
-    def step(self, pixels: Tensor, index: int, rng: np.random.Generator) -> float:  # noqa: ARG002 -- every step is alike
+    def step(self, chosen: Tensor, index: int, rng: np.random.Generator) -> float:  # noqa: ARG002 -- every step is alike
         """Learn from the pictures of these numbers."""
-        numbers: list[int] = pixels.tolist()
+        numbers: list[int] = chosen.tolist()
         colourless = (rng.random(len(numbers)) < GREY).tolist()
         if not self.network.std.any():
             mean, std = self._targets.statistics(np.random.default_rng(self._seed))

@@ -121,9 +121,9 @@ class _Learner:
         self._taught: list[Tensor] = []
         self._listen()
 
-    def step(self, pixels: Tensor, index: int, rng: np.random.Generator) -> float:
+    def step(self, chosen: Tensor, index: int, rng: np.random.Generator) -> float:
         """Learn from the picture of this number."""
-        number = int(pixels)
+        number = int(chosen)
         clean = self._pixels[number, None]
         shown = [clean] if self._others is None else [clean, self._penalty(self._others, rng)]
         x = _input(torch.cat(shown), self._device)

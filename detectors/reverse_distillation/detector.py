@@ -11,7 +11,7 @@ from detectors.base import ArtifactError, DeviceLostError, Image, Prediction
 from detectors.preprocess import Preprocess
 from detectors.reverse_distillation.anomaly_map import AnomalyMap, anomaly_score
 from detectors.reverse_distillation.network import ReverseDistillation
-from detectors.teacher import BACKBONES, Teacher, read_checkpoint
+from detectors.teacher import Teacher, read_checkpoint
 
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 
@@ -44,8 +44,6 @@ class ReverseDistillationDetector:
             pixels = self._preprocess.resize(images).to(self._device)
             maps = self._map(*self._network(self._preprocess.normalise(pixels)))
             scores = anomaly_score(maps).tolist()
-        except torch.OutOfMemoryError:
-            raise  # a smaller batch may fit
         except torch.AcceleratorError as error:
             raise DeviceLostError(f"the GPU failed: {error}") from error
         return [Prediction(score, array) for score, array in zip(scores, maps.cpu().numpy(), strict=True)]
@@ -119,8 +117,3 @@ def load_published(path: Path, network: ReverseDistillation) -> None:
             raise ArtifactError(
                 f"{path} does not fit {network.teacher.name}: {error!s:.300}; name its backbone with --backbone"
             ) from error
-
-
-def preprocess_for(backbone: str, size: int) -> Preprocess:
-    """The preprocessing that a backbone was trained with, at `size`×`size` pixels."""
-    return Preprocess(size, BACKBONES[backbone].mean, BACKBONES[backbone].std)

@@ -59,7 +59,7 @@ def default_steps(images: int, batch: int) -> int:
     of real parts; no defect was looked at. The figures are in `docs/results.md`, their source is
     `tests/bench/training_length.py`.
     """
-    per_epoch = steps_per_epoch(images, batch)
+    per_epoch = max(1, steps_per_epoch(images, batch))
     return per_epoch * max(LEAST_EPOCHS, -(-LEAST_STEPS // per_epoch))
 
 
@@ -111,9 +111,9 @@ class PlainLearner:
         self._preprocess = preprocess
         self._consistency = recipe.consistency if recipe.skips else 0
 
-    def step(self, pixels: Tensor, index: int, rng: np.random.Generator) -> float:  # noqa: ARG002 -- as Learner says
+    def step(self, chosen: Tensor, index: int, rng: np.random.Generator) -> float:  # noqa: ARG002 -- as Learner says
         """One step of Adam."""
-        x = self._preprocess.normalise(_onto(self.network, pixels))
+        x = self._preprocess.normalise(_onto(self.network, chosen))
         total = loss(*self.network(x), consistency=self._consistency)
         (optimiser,) = self.optimisers
         optimiser.zero_grad(set_to_none=True)
@@ -131,11 +131,11 @@ class ProjectedLearner:
         self._preprocess = preprocess
         self._recipe = recipe
 
-    def step(self, pixels: Tensor, index: int, rng: np.random.Generator) -> float:  # noqa: ARG002 -- as Learner says
+    def step(self, chosen: Tensor, index: int, rng: np.random.Generator) -> float:  # noqa: ARG002 -- as Learner says
         """One step of both Adams with the gradients of two half batches, as published."""
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        halves = torch.tensor_split(_onto(self.network, pixels), 2 if len(pixels) > 3 else 1)  # noqa: PLR2004 -- see fit
+        halves = torch.tensor_split(_onto(self.network, chosen), 2 if len(chosen) > 3 else 1)  # noqa: PLR2004 -- see fit
         losses = []
         for half in halves:
             images = half.float() / 255

@@ -4,7 +4,7 @@ For each folder of good parts: learn on two thirds, and at growing numbers of st
 third is told from itself with pseudo-anomalies painted in (pasted patches, thin scars, blotches). The default
 of `inspectd train --epochs` comes from this table.
 
-    python -m tests.bench.training_length DIR... --backbone efficientnet_lite0 [--weights FILE] [--steps 320]
+    python -m tests.bench.training_length DIR... [--backbone NAME] [--weights FILE] [--steps 320] [--detector rd4ad]
 """
 
 from pathlib import Path
@@ -21,10 +21,9 @@ from daemon.images import read
 from detectors.base import Image
 from detectors.preprocess import Preprocess
 from detectors.reverse_distillation.anomaly_map import AnomalyMap
-from detectors.reverse_distillation.detector import preprocess_for
-from detectors.reverse_distillation.network import PUBLISHED_SKIPS, ReverseDistillation
-from detectors.reverse_distillation.training import loss
-from detectors.teacher import load_teacher
+from detectors.reverse_distillation.network import ReverseDistillation
+from detectors.reverse_distillation.training import RECIPES, loss
+from detectors.teacher import load_teacher, preprocess_for
 
 LENGTHS = (10, 20, 40, 60, 80, 120, 160, 240, 320, 480, 640)
 
@@ -86,10 +85,10 @@ def main(
     steps: int = 320,
     size: int = 256,
     seed: int = 0,
-    rd4ad: bool = False,
+    detector: str = "gsk_rd4ad",
 ) -> None:
     """Print a row per folder and length."""
-    skips = () if rd4ad else PUBLISHED_SKIPS
+    recipe = RECIPES[detector]
     preprocess = preprocess_for(backbone, size)
     for folder in folders:
         paths = sorted(p for p in folder.iterdir() if p.is_file())
@@ -100,7 +99,7 @@ def main(
         rng = np.random.default_rng(seed + 1)
         painted = [paint(image, held[i - 1], rng) for i, image in enumerate(held)]
         torch.manual_seed(seed)
-        network = ReverseDistillation(load_teacher(backbone, weights), skips).train()
+        network = ReverseDistillation(load_teacher(backbone, weights), recipe.skips, gate=recipe.gate).train()
         optimiser = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], 5e-3, betas=(0.5, 0.999))
         pixels = preprocess.resize(fitted)
         step = 0
@@ -111,13 +110,13 @@ def main(
             for chosen in np.array_split(shuffled, -(-len(fitted) // 16)):
                 x = preprocess.normalise(pixels[torch.from_numpy(chosen)])
                 optimiser.zero_grad(set_to_none=True)
-                value = loss(*network(x), consistency=0.0 if rd4ad else 0.005)
+                value = loss(*network(x), consistency=recipe.consistency)
                 value.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
                 optimiser.step()
                 step += 1
                 if step in LENGTHS:
                     image, pixel = measure(network, preprocess, held, [p for p, _ in painted], [m for _, m in painted])
-                    name = f"{folder.parent.parent.name:<14} {backbone} {'rd4ad' if rd4ad else 'sk_rd4ad'}"
+                    name = f"{folder.parent.parent.name:<14} {backbone} {detector}"
                     typer.echo(
                         f"{name} steps {step:4d} epochs {epoch:3d} loss {value.item():.4f} "
                         f"image {image:.3f} pixel {pixel:.3f}"

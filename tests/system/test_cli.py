@@ -173,11 +173,11 @@ def test_a_model_of_an_unknown_detector_is_refused(model: Path, data: Path, insp
     foreign = tmp_path / "foreign"
     shutil.copytree(model, foreign)
     manifest = foreign / "manifest.json"
-    content = json.loads(manifest.read_text().replace('"sk_rd4ad"', '"patchcore"'))
+    content = json.loads(manifest.read_text().replace('"gsk_rd4ad"', '"crystal_ball"'))
     manifest.write_text(json.dumps(sealed(content)))
     done = inspectd("predict", "--model", foreign, data / "test/good/000.png")
     assert done.returncode == 78
-    assert "patchcore" in done.stderr
+    assert "crystal_ball" in done.stderr
 
 
 def write_config(folder: Path, model: Path, more: str = "") -> Path:

@@ -10,10 +10,11 @@ from detectors.base import Detector, Image
 from detectors.efficientad.detector import EfficientADDetector
 from detectors.efficientad.network import PDN, EfficientAD
 from detectors.efficientad.puad import fit_puad
-from detectors.reverse_distillation.detector import ReverseDistillationDetector, preprocess_for
+from detectors.patchcore import PatchCoreDetector, coreset, describe
+from detectors.reverse_distillation.detector import ReverseDistillationDetector
 from detectors.reverse_distillation.network import ReverseDistillation
 from detectors.reverse_distillation.training import RECIPES
-from detectors.teacher import Teacher
+from detectors.teacher import Teacher, preprocess_for
 from detectors.template import TemplateDetector
 
 
@@ -46,6 +47,14 @@ def puad() -> Detector:
     return EfficientADDetector(network, fit_puad(network, good[:2], good[2:]), "puad", "cpu")
 
 
+def patchcore() -> Detector:
+    torch.manual_seed(0)
+    teacher, preprocess = Teacher("efficientnet_lite0"), preprocess_for("efficientnet_lite0", 64)
+    good = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    bank = coreset([describe(good, teacher, preprocess)], 6, 0, lambda *_: None)
+    return PatchCoreDetector(teacher, bank, preprocess, "patchcore", "cpu")
+
+
 DETECTORS: dict[str, Callable[[], Detector]] = {
     "template": template,
     "gsk_rd4ad": reverse_distillation("gsk_rd4ad", "efficientnet_lite0"),
@@ -54,6 +63,7 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "rdpp": reverse_distillation("rdpp", "resnet18"),
     "efficientad_s": lambda: EfficientADDetector(efficientad(), None, "efficientad_s", "cpu"),
     "puad": puad,
+    "patchcore": patchcore,
 }
 
 

@@ -44,6 +44,13 @@ def write_parts(folder: Path, defect: str, scores: Sequence[int], masks: Sequenc
         assert cv2.imwrite(str(truth / f"{index:02}_mask.png"), mask)
 
 
+def write_saturations(folder: Path, *saturations: tuple[int, float, bool]) -> None:
+    """Write a table with a row a defect: the value of its pixels, its saturation, and whether that is relative."""
+    keys = ("pixel_value", "saturation_threshold", "relative_saturation")
+    rows = [{"defect_name": "scratch"} | dict(zip(keys, row, strict=True)) for row in saturations]
+    (folder / "defects_config.json").write_text(json.dumps(rows))
+
+
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     """Three good parts, a threshold of 5."""
@@ -66,11 +73,12 @@ def measure(folder: Path, calibration: Calibration) -> Evaluation:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty good parts, two with a scratch and a mask, and one with a dent and none."""
+    """Twenty good parts, two with a scratch and a mask, and one with a dent and none; half a scratch is enough."""
     folder = tmp_path_factory.mktemp("parts")
     write_parts(folder, "good", GOOD)
     write_parts(folder, "scratch", [8, 5], [UPPER_HALF, LEFT_QUARTER])
     write_parts(folder, "dent", [3])
+    write_saturations(folder, (255, 0.5, True))
     return folder
 
 
@@ -130,6 +138,8 @@ def test_pixel_figures_leave_out_the_bad_part_without_a_mask(found: Evaluation) 
     # Overlap rises to 1/2 with the pixels at 8, stays with those at 6, rises to 1 with those at 5, and stays.
     area = (128 * 0.25 + 256 * 0.5 + 192 * 0.75) / normal + (0.3 - (128 + 256 + 192) / normal)
     assert found.aupro == pytest.approx(area / 0.3)
+    # The scratch at 8 is found at once, and nothing else before 5 %: the good part at 6 leads beyond that.
+    assert found.au_spro == pytest.approx((128 * 0.25 + (0.05 * normal - 128) * 0.5) / (0.05 * normal))
     # Within each image the map is constant.
     assert found.pro_per_image_rd == 0.0
 
@@ -151,7 +161,8 @@ def test_without_masks_there_are_no_pixel_figures(tmp_path: Path, calibration: C
     write_parts(tmp_path, "dent", [7, 8])
     found = measure(tmp_path, calibration)
     assert found.n_masked == 0
-    assert all(math.isnan(figure) for figure in (found.pixel_auroc, found.aupro, found.pro_per_image_rd))
+    figures = (found.pixel_auroc, found.aupro, found.au_spro, found.pro_per_image_rd)
+    assert all(math.isnan(figure) for figure in figures)
     assert found.image_auroc == 1.0
 
 
@@ -162,6 +173,32 @@ def test_a_bad_part_with_an_empty_mask_says_nothing_of_pixels(tmp_path: Path, ca
     assert found.n_masked == 1
     # 128 bad pixels at 6 against 128 normal ones at 6 and two images below; none at 9.
     assert found.pixel_auroc == pytest.approx((512 + 128 / 2) / (512 + 128))
+    assert math.isnan(found.au_spro)  # for nothing says how much of a scratch is enough
+
+
+def test_saturated_overlap_is_the_mean_over_defects_each_beside_the_good_parts(
+    tmp_path: Path, calibration: Calibration
+) -> None:
+    write_parts(tmp_path, "good", [0] * 20)
+    write_parts(tmp_path, "structural_anomalies", [8], [UPPER_HALF])
+    # Bright in its upper half, which the detector blurs five rows into the dark one.
+    write_parts(tmp_path, "logical_anomalies", [0])
+    bright = np.full((SIDE, SIDE, 3), GREY, np.uint8)
+    bright[: SIDE // 2] += 100
+    assert cv2.imwrite(str(tmp_path / "test/logical_anomalies/00.png"), bright)
+    # One region in two pieces, of 64 and 32 pixels of the map, of which any 80 are enough; masks are twice as fine.
+    pieces = np.zeros((2 * SIDE, 2 * SIDE), np.uint8)
+    pieces[:8] = pieces[-4:] = 1
+    truth = tmp_path / "ground_truth/logical_anomalies/00"
+    truth.mkdir(parents=True)
+    assert cv2.imwrite(str(truth / "000.png"), pieces)
+    write_saturations(tmp_path, (1, 320, False), (255, 0.5, True))
+    # Half of the only other image is as high as the region, which is found together with it.
+    structural = 1 - 128 / (20 * 256 + 128) / 0.05 / 2
+    # The upper piece comes first, then the 9 rows below it, then the lower one with all that is dark.
+    false = 9 * SIDE / (20 * 256 + 160)
+    logical = 0.8 + 0.2 / (1 - false) * (0.05 - false) ** 2 / 2 / 0.05
+    assert measure(tmp_path, calibration).au_spro == pytest.approx((structural + logical) / 2)
 
 
 def test_one_part_of_each_kind_has_figures_but_no_interval(tmp_path: Path, calibration: Calibration) -> None:

@@ -56,3 +56,12 @@ def test_a_score_that_is_no_number_is_an_error_that_says_so(calibration: Calibra
 def test_a_refused_part_is_an_error_with_its_reason_and_nothing_measured(calibration: Calibration) -> None:
     decision = refuse(Reason.DECODE_FAILED, "cut off", calibration)
     assert decision == Decision(Outcome.ERROR, Reason.DECODE_FAILED, "cut off", None, None, calibration.threshold)
+
+
+def test_a_score_below_zero_is_kept_but_its_ratio_is_zero_as_minus_one_means_not_measured(
+    calibration: Calibration,
+) -> None:
+    decision = judged(-calibration.threshold, calibration)
+    assert decision.outcome is Outcome.PASS
+    assert decision.score == -calibration.threshold
+    assert decision.ratio == 0.0

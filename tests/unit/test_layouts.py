@@ -1,6 +1,7 @@
 """Small copies of the layouts in which data sets are published."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from daemon.dataset import good_images, labelled_images, read_mask, shared
+from daemon.dataset import good_images, labelled_images, read_mask, read_regions, shared
 from daemon.layouts import Category, DatasetError, Labelled, categories, read_category
 
 HEIGHT, WIDTH = 8, 12
@@ -73,6 +74,22 @@ def write_visa(root: Path, *, table: str | None = None) -> Path:
     return candle
 
 
+def write_loco(root: Path) -> Path:
+    """Write two logical anomalies, the first in two regions that overlap, and what counts as finding them."""
+    write_images(root / "test/good", "000.png")
+    write_images(root / "test/logical_anomalies", "000.png", "001.png")
+    truth = root / "ground_truth/logical_anomalies"
+    write_mask(truth / "000/000.png", *np.ndindex(4, 4), value=1)
+    write_mask(truth / "000/001.png", *np.ndindex(8, 2), value=2)
+    write_mask(truth / "001/000.png", (7, 11), value=1)
+    table = [
+        {"defect_name": "missing", "pixel_value": 1, "saturation_threshold": 6, "relative_saturation": False},
+        {"defect_name": "scratch", "pixel_value": 2, "saturation_threshold": 0.5, "relative_saturation": True},
+    ]
+    (root / "defects_config.json").write_text(json.dumps(table))
+    return root
+
+
 def names(paths: list[Path]) -> list[str]:
     return [path.name for path in paths]
 
@@ -133,6 +150,72 @@ def test_a_small_region_stays_beside_a_large_one_in_another_file(tmp_path: Path)
     write_mask(tmp_path / "000.png", *((row, column) for row in range(8) for column in range(4)))
     write_mask(tmp_path / "001.png", (7, 11))
     assert read_mask(tmp_path, (2, 3)).tolist() == [[True, False, False], [True, False, True]]
+
+
+def test_each_file_is_a_region_with_the_saturation_of_its_pixels_value(tmp_path: Path) -> None:
+    _, two, _ = read_category(write_loco(tmp_path)).test
+    (square, pixels), (stripe, share) = read_regions(two, (HEIGHT, WIDTH))
+    assert np.argwhere(square).tolist() == [list(pixel) for pixel in np.ndindex(4, 4)]
+    assert np.argwhere(stripe).tolist() == [list(pixel) for pixel in np.ndindex(8, 2)]
+    assert (pixels, share) == (6, 8)
+
+
+def test_saturations_shrink_with_the_map_and_the_smallest_region_stays(tmp_path: Path) -> None:
+    good, two, small = read_category(write_loco(tmp_path)).test
+    # A quarter of the pixels: of the square 6 / 4, of the four that are left of the stripe a half.
+    assert [(mask.sum(), saturation) for mask, saturation in read_regions(two, (4, 6))] == [(4, 1.5), (4, 2)]
+    ((mask, saturation),) = read_regions(small, (4, 6))
+    assert (np.argwhere(mask).tolist(), saturation) == ([[3, 5]], 1.5)
+    assert read_regions(good, (4, 6)) == []
+
+
+def test_masks_without_a_table_of_saturations_have_no_regions(tmp_path: Path) -> None:
+    (write_loco(tmp_path) / "defects_config.json").unlink()
+    two = read_category(tmp_path).test[1]
+    assert two.saturations is None
+    assert read_regions(two, (HEIGHT, WIDTH)) == []
+    assert read_mask(two.mask, (HEIGHT, WIDTH)).any()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "7",
+        '{"pixel_value": 1}',
+        '[{"pixel_value": 1}]',
+        '[{"pixel_value": 1, "saturation_threshold": "6"}]',
+        "[6]",
+    ],
+)
+def test_a_table_of_saturations_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    (write_loco(tmp_path) / "defects_config.json").write_text(text)
+    with pytest.raises(DatasetError, match=r"defects_config\.json is no table of saturations"):
+        read_category(tmp_path)
+
+
+def test_a_file_of_saturations_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (write_loco(tmp_path) / "defects_config.json").write_bytes(b'["\xff"]')
+    with pytest.raises(DatasetError, match=r"defects_config\.json is no table of saturations"):
+        read_category(tmp_path)
+
+
+@pytest.mark.parametrize("values", [[255], [1, 2], [0]])
+def test_a_file_that_is_not_one_known_region_says_what_is_in_it(tmp_path: Path, values: list[int]) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[0, : len(values)] = values
+    file = write_loco(tmp_path) / "ground_truth/logical_anomalies/001/000.png"
+    assert cv2.imwrite(str(file), mask)
+    small = read_category(tmp_path).test[-1]
+    with pytest.raises(DatasetError, match=rf"001/000\.png is not one region: its values \[{str(values)[1:-1]}\]"):
+        read_regions(small, (HEIGHT, WIDTH))
+
+
+def test_a_saturation_of_zero_is_none(tmp_path: Path) -> None:
+    table = write_loco(tmp_path) / "defects_config.json"
+    table.write_text(table.read_text().replace("6", "0"))
+    with pytest.raises(DatasetError, match=r"its values \[1\] are not one that defects_config\.json gives"):
+        read_regions(read_category(tmp_path).test[-1], (HEIGHT, WIDTH))
 
 
 def test_mvtec_3d_is_read_by_its_colour_images(tmp_path: Path) -> None:

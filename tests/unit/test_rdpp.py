@@ -8,10 +8,9 @@ from torch.nn import functional
 
 from detectors.preprocess import Preprocess
 from detectors.pseudo_anomalies import simplex_field, simplex_patches
-from detectors.reverse_distillation.detector import preprocess_for
 from detectors.reverse_distillation.network import Projection, ReverseDistillation
 from detectors.reverse_distillation.training import RECIPES, ProjectedLearner, projection_loss
-from detectors.teacher import Teacher
+from detectors.teacher import Teacher, preprocess_for
 
 
 @pytest.mark.parametrize(("channels", "count"), [(256, 737_856), (512, 2_950_272), (1024, 11_798_784)])

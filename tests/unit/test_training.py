@@ -13,7 +13,7 @@ from detectors.base import ArtifactError, Image
 from detectors.reverse_distillation import detector as rd
 from detectors.reverse_distillation.network import ReverseDistillation
 from detectors.reverse_distillation.training import Recipe, default_steps, train
-from detectors.teacher import load_teacher
+from detectors.teacher import load_teacher, preprocess_for
 from detectors.training import CHECKPOINT, Progress, steps_per_epoch
 
 SIZE = 64
@@ -30,7 +30,7 @@ def learn(
     return train(
         images(count),
         load_teacher("efficientnet_lite0"),
-        rd.preprocess_for("efficientnet_lite0", SIZE),
+        preprocess_for("efficientnet_lite0", SIZE),
         recipe,
         folder=folder,
         identity={"data": "noise"},
@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved, hardly trained model."""
     folder = tmp_path_factory.mktemp("model")
     network = learn(folder, Recipe(steps=1))
-    rd.save(folder, "sk_rd4ad", network, rd.preprocess_for("efficientnet_lite0", SIZE), {"seed": 0})
+    rd.save(folder, "sk_rd4ad", network, preprocess_for("efficientnet_lite0", SIZE), {"seed": 0})
     return folder
 
 
@@ -128,7 +128,7 @@ def test_a_saved_model_predicts_what_it_predicted_before(model: Path) -> None:
 
 def test_a_model_without_skips_is_an_rd4ad_model(tmp_path: Path) -> None:
     network = learn(tmp_path, Recipe(steps=1, skips=()))
-    manifest = rd.save(tmp_path, "rd4ad", network, rd.preprocess_for("efficientnet_lite0", SIZE), {})
+    manifest = rd.save(tmp_path, "rd4ad", network, preprocess_for("efficientnet_lite0", SIZE), {})
     assert manifest.detector == "rd4ad"
     assert rd.load(tmp_path, manifest, "cpu").predict(images(1))
 
