@@ -1,52 +1,29 @@
-"""The command line. Thin: it reads options, calls, and turns known errors into a message and an exit status.
+"""The command line: runs the daemon, and turns known errors into a message and an exit status.
 
 Exit statuses: 0 done; 1 failed; 2 wrong options; 78 a configuration, a model or a calibration that a person must
 correct (systemd does not restart on it).
 """
 
-import json
 import logging
-import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
-from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
-from calibration import store
-from calibration.calibration import Calibration, CalibrationError, describe, fit
+from calibration.calibration import CalibrationError
 from calibration.quantile import smallest_sample
 from config.load import ConfigError, load, read_password
-from daemon import dataset, images, judgement, logs
-from daemon.dataset import DatasetError
+from daemon import logs
+from daemon.desk import commands
+from daemon.desk.dataset import DatasetError
+from daemon.desk.report import ReportError
 from daemon.images import UndecodableError
-from daemon.messages import Outcome
 from daemon.outbox import OutboxError
-from daemon.report import ReportError
-from detectors.base import ArtifactError, Detector, DetectorName, Image
-
-if TYPE_CHECKING:
-    from daemon.evaluation import Evaluation
-
-EXIT_FAILED, EXIT_CONFIG = 1, 78
+from daemon.terminal import EXIT_CONFIG, EXIT_FAILED, err, out
+from detectors.base import ArtifactError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,33 +32,16 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Visual inspection for production lines: learn good parts, calibrate a threshold, publish verdicts over MQTT.",
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+for command in (
+    commands.train,
+    commands.distill_teacher,
+    commands.calibrate,
+    commands.evaluate,
+    commands.predict,
+    commands.compare,
+):
+    app.command()(command)
 
-
-class Device(StrEnum):
-    """Where networks run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class PdnSize(StrEnum):
-    """The sizes of EfficientAD."""
-
-    s = "s"
-    m = "m"
-
-
-BackboneOption = Annotated[str, typer.Option(help="Teacher network of reverse distillation and PatchCore.")]
-WeightsOption = Annotated[Path | None, typer.Option(help="That network's weights from a file instead of a download.")]
-SeedOption = Annotated[int, typer.Option(help="Makes a run repeatable; 0 is a seed like any other.", min=0)]
-ModelOption = Annotated[Path, typer.Option("--model", help="Model folder.")]
-AlphaOption = Annotated[
-    float, typer.Option(help="Share of good parts that may be rejected.", min=1e-6, max=0.5, show_default=True)
-]
-DeviceOption = Annotated[Device, typer.Option(help="Where the networks run.")]
 ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file.")]
 
 
@@ -105,230 +65,6 @@ def main() -> NoReturn:
             _leave(f"{error.format_message()}\nTry 'inspectd --help'.", error.exit_code)
         sys.exit(error.exit_code)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-@app.command()
-def train(
-    good: Annotated[Path, typer.Option(help="Folder of images of good parts.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
-    detector: Annotated[DetectorName, typer.Option(help="What to train.")] = DetectorName.gsk_rd4ad,
-    backbone: BackboneOption = "efficientnet_lite0",
-    weights: WeightsOption = None,
-    pdn: Annotated[
-        Path | None, typer.Option(help="EfficientAD's and PUAD's teacher, from distill-teacher or published.")
-    ] = None,
-    penalty: Annotated[
-        Path | None, typer.Option(help="Folder of pictures of anything else, for EfficientAD and PUAD.")
-    ] = None,
-    trained: Annotated[
-        Path | None,
-        typer.Option(
-            help="Networks to take instead of training: for rd4ad and sk_rd4ad a checkpoint of the public code, "
-            "for puad the model folder of an EfficientAD."
-        ),
-    ] = None,
-    skips: Annotated[
-        str | None, typer.Option(help='Skip connections as "source:target" levels; as published: "3:2,2:1".')
-    ] = None,
-    transport: Annotated[  # noqa: FBT002 -- a flag
-        bool, typer.Option("--transport", help="rdpp: the published transport loss too; slow and without effect.")
-    ] = False,
-    weight_unpicturable: Annotated[float, typer.Option(help="puad: weight of the unpicturable part.", min=0)] = 1.0,
-    calibration_good: Annotated[
-        Path | None, typer.Option(help="Good parts to calibrate on; default: hold out part of --good.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images; default: by detector.", min=1)] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the optimiser, instead of --epochs.", min=1)] = None,
-    size: Annotated[int, typer.Option(help="Side of the square network input, a multiple of 32.", min=64)] = 256,
-    alpha: AlphaOption = 0.01,
-    seed: SeedOption = 0,
-    device: DeviceOption = Device.auto,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished model.")] = False,  # noqa: FBT002
-) -> None:
-    """Learn good parts, calibrate on held-out ones, and write a model folder that `run` can use.
-
-    An interrupted training goes on when the same command is given again.
-    """
-    from daemon.training import Order, prepare, write_split
-    from detectors.artifact import MANIFEST
-    from detectors.devices import choose
-
-    if size % 32:
-        raise typer.BadParameter(f"--size must be a multiple of 32, not {size}")
-    for option, given, serves in (
-        ("--skips", skips, "sk_rd4ad gsk_rd4ad"),
-        ("--transport", transport, "rdpp"),
-        ("--weights", weights, "rd4ad sk_rd4ad gsk_rd4ad rdpp patchcore"),
-        ("--pdn", pdn, "efficientad_s efficientad_m puad"),
-        ("--penalty", penalty, "efficientad_s efficientad_m puad"),
-        ("--trained", trained, "rd4ad sk_rd4ad puad"),
-        ("--epochs", epochs, "rd4ad sk_rd4ad gsk_rd4ad rdpp efficientad_s efficientad_m puad"),
-        ("--steps", steps, "rd4ad sk_rd4ad gsk_rd4ad rdpp efficientad_s efficientad_m puad"),
-    ):
-        if given and detector.value not in serves.split():
-            raise typer.BadParameter(f"{option} serves {', '.join(serves.split())}, not {detector.value}")
-    if epochs and steps:
-        raise typer.BadParameter("give --epochs or --steps, not both")
-    if (out_folder / MANIFEST).exists() and not overwrite:
-        raise DatasetError(f"{out_folder} already holds a finished model; choose another --out, or give --overwrite")
-    pool = dataset.good_images(good)
-    if trained and detector is not DetectorName.puad:
-        learned, held = [], pool  # others have trained the networks, on parts that nobody names
-    elif calibration_good:
-        learned, held = pool, dataset.good_images(calibration_good)
-    else:
-        learned, held = dataset.split(pool, alpha, seed)
-    order = Order(
-        detector,
-        size,
-        seed,
-        choose(device.value),
-        epochs=epochs,
-        steps=steps,
-        trained=trained,
-        backbone=backbone,
-        weights=weights,
-        skips=None if skips is None else _skips(skips),
-        transport=transport,
-        pdn=pdn,
-        penalty=penalty,
-        weight_unpicturable=weight_unpicturable,
-    )
-    training = prepare(order, learned)
-    out.print(
-        f"{training.description}: {len(learned)} good parts to learn from, {len(held)} to calibrate on, "
-        f"{training.steps} steps",
-        soft_wrap=True,
-    )
-    write_split(out_folder, learned, held, seed)
-    held = _not_learned(out_folder, held, calibration_good or good)
-    with _progress() as bar:
-        task = bar.add_task("training", total=training.steps, note="")
-        training.run(out_folder, held, lambda step: bar.update(task, completed=step.step, note=f"loss {step.loss:.4f}"))
-    _calibrate(out_folder, held, alpha, device)
-
-
-@app.command()
-def distill_teacher(
-    pictures: Annotated[Path, typer.Option("--images", help="Folder of pictures to learn from: many, of anything.")],
-    out_file: Annotated[Path, typer.Option("--out", help="File to write, NAME.safetensors.")],
-    pdn_size: Annotated[PdnSize, typer.Option("--size", help="Which EfficientAD it is for.")] = PdnSize.s,
-    backbone: BackboneOption = "resnet18",
-    weights: WeightsOption = None,
-    steps: Annotated[int, typer.Option(help="Steps of the optimiser.", min=1)] = 60_000,
-    batch: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 16,
-    seed: SeedOption = 0,
-    device: DeviceOption = Device.auto,
-) -> None:
-    """Make EfficientAD's teacher: a small network that describes pictures as a large one does.
-
-    Needed once for all parts. An interrupted run goes on when the same command is given again.
-    """
-    import shutil
-
-    from detectors.devices import choose
-    from detectors.efficientad.distillation import DistillationRecipe, distil
-    from detectors.teacher import load_teacher
-
-    if out_file.exists():
-        raise DatasetError(f"{out_file} exists already; choose another --out")
-    paths = dataset.good_images(pictures)
-    teacher = load_teacher(backbone, weights)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    with _progress() as bar:
-        task = bar.add_task("distilling", total=steps, note="")
-        distil(
-            map(dataset.read_image, paths),
-            teacher,
-            DistillationRecipe(size=pdn_size.value, steps=steps, batch=batch, seed=seed),
-            out=out_file,
-            device=choose(device.value),
-            report=lambda step: bar.update(task, completed=step.step, note=f"loss {step.loss:.4f}"),
-        )
-    shutil.rmtree(out_file.with_name(out_file.name + ".training"))
-    out.print(f"{out_file}: EfficientAD-{pdn_size.value.upper()}'s teacher from {len(paths)} pictures", soft_wrap=True)
-
-
-@app.command()
-def calibrate(
-    model: ModelOption,
-    good: Annotated[Path, typer.Option(help="Folder of images of good parts that did not train the model.")],
-    alpha: AlphaOption = 0.01,
-    device: DeviceOption = Device.auto,
-) -> None:
-    """Choose the threshold from good parts, and say what it promises."""
-    _calibrate(model, _not_learned(model, dataset.good_images(good), good), alpha, device)
-
-
-@app.command()
-def evaluate(
-    model: ModelOption,
-    data: Annotated[
-        Path,
-        typer.Option(help="Folder with answers, as MVTec AD, LOCO, 3D-AD, VisA, VAD and BTAD have it, or a plain one."),
-    ],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    device: DeviceOption = Device.auto,
-) -> None:
-    """Measure a calibrated model on images with known answers."""
-    from daemon.evaluation import evaluate as measure
-
-    items = dataset.labelled_images(data)
-    detector, calibration = _load(model, device)
-    with _progress() as bar:
-        task = bar.add_task("evaluating", total=len(items), note="")
-        found = measure(detector, calibration, items, lambda: bar.advance(task))
-    if json_file is not None:
-        provenance = {
-            "model": detector.fingerprint,
-            "calibration": calibration.id,
-            "inspectd": version("inspectd"),
-            "data": str(data),
-        }
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(_plain(asdict(found)) | provenance, indent=2, allow_nan=False) + "\n")
-    out.print(_evaluation_table(found, f"{model} on {data}"))
-
-
-@app.command()
-def predict(
-    model: ModelOption,
-    image_files: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images to judge.")],
-    overlays: Annotated[Path | None, typer.Option(help="Write an overlay of each image into this folder.")] = None,
-    device: DeviceOption = Device.auto,
-) -> None:
-    """Judge single images as the daemon would; exit status 1 if one cannot be read."""
-    from daemon import overlay
-    from daemon.sources.names import free_path
-
-    detector, calibration = _load(model, device)
-    if overlays is not None:
-        overlays.mkdir(parents=True, exist_ok=True)
-    table = Table("image", "verdict", "score / threshold", "p-value")
-    table.columns[0].overflow = "fold"
-    table.columns[2].justify = table.columns[3].justify = "right"
-    unreadable = 0
-    for path in image_files:
-        try:
-            image = images.read(path)
-        except (UndecodableError, OSError) as error:
-            unreadable += 1
-            table.add_row(escape(str(path)), _badge(Outcome.ERROR), escape(str(error)), "")
-            continue
-        (prediction,) = detector.predict([image])
-        decision = judgement.judge(prediction, calibration)
-        if decision.ratio is None or decision.p_value is None:
-            table.add_row(escape(str(path)), _badge(decision.outcome), escape(decision.detail), "")
-            continue
-        table.add_row(escape(str(path)), _badge(decision.outcome), f"{decision.ratio:.3f}", f"{decision.p_value:.4f}")
-        if overlays is not None:
-            caption = overlay.Caption(decision.outcome, path.name, judgement.explain(decision))
-            picture = overlay.render(image, prediction.anomaly_map, decision.threshold, caption)
-            target = free_path(overlays, f"{path.stem}.jpg")
-            target.write_bytes(overlay.encode_jpeg(picture, b"", quality=92))
-    out.print(table)
-    if unreadable:
-        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
@@ -382,203 +118,8 @@ def check(config: ConfigOption) -> None:
         raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
 
 
-@app.command()
-def compare(
-    data: Annotated[Path, typer.Option(help="Folder of categories, or one category, in any layout that is known.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for models, figures and pages; used again.")],
-    detectors: Annotated[
-        str, typer.Option(help='What to compare, "rd4ad,r50=rd4ad"; a label tells two of one kind apart.')
-    ] = "gsk_rd4ad,sk_rd4ad,rd4ad,rdpp",
-    seeds: Annotated[int, typer.Option(help="Trainings of each detector on each category.", min=1)] = 3,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help='Training option of one label or all, "r50:--backbone=resnet50_msra"; repeatable.'),
-    ] = None,
-    device: DeviceOption = Device.auto,
-) -> None:
-    """Train, calibrate and evaluate detectors on categories with known answers, and write the pages to choose by.
-
-    What is finished is not done again, so an interrupted comparison goes on with the same command. Exit status 1 if
-    a run failed.
-    """
-    from daemon import comparison, report
-
-    try:
-        listed = comparison.entries(detectors, settings or (), list(DetectorName))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    report.require_charts()
-    out_folder = out_folder.resolve()
-    machine = comparison.describe_machine(device.value)
-    plans = [
-        (category, comparison.plan(category, folder, listed, seeds, device.value, out_folder))
-        for folder, category in comparison.read(data)
-    ]
-    results = {run: found for _, runs in plans for run in runs if (found := comparison.finished(run))}
-    waiting = [run for _, runs in plans for run in runs if run not in results]
-    if results:
-        out.print(f"{len(results)} of {len(results) + len(waiting)} runs were finished before", soft_wrap=True)
-    with _progress() as bar:
-        task = bar.add_task("runs", total=len(waiting), note="", visible=bool(waiting))
-        for run in waiting:
-            bar.update(task, note=escape(run.name))
-            results[run] = comparison.perform(run, machine)
-            bar.advance(task)
-        bar.update(task, note="")
-    with _progress() as bar:
-        task = bar.add_task("pages", total=len(plans), note="")
-        sheets = []
-        for category, runs in plans:
-            bar.update(task, note=escape(category.name))
-            sheets.append(comparison.collect(category, runs, results))
-            bar.advance(task)
-        index = report.write(sheets, machine, out_folder)
-        bar.update(task, note="")
-    for sheet in sheets:
-        heading, *rows = report.summary(sheet)
-        title = escape(sheet.category)
-        table = Table(*heading, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.columns[0].no_wrap = table.columns[1].no_wrap = True
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            table.add_row(*row)
-        out.print(table)
-    failed = [(run, result) for run, result in results.items() if result.figures is None]
-    for run, result in failed:
-        err.print(f"inspectd: {run.name} failed: {result.error}; see {run.log}", markup=False, soft_wrap=True)
-    out.print(f"pages: {index}", markup=False, soft_wrap=True)
-    if failed:
-        raise typer.Exit(EXIT_FAILED)
-
-
-def _calibrate(model: Path, held: list[Path], alpha: float, device: Device) -> None:
-    from daemon.build import CALIBRATION, build_detector
-
-    detector = build_detector(model, device.value)
-    scores = [detector.predict([image])[0].anomaly_score for image in _read(held, "calibrating")]
-    calibration = fit(
-        scores,
-        alpha=alpha,
-        detector_fingerprint=detector.fingerprint,
-        data_sha256=dataset.digest(held),
-        made_at=datetime.now(UTC),
-    )
-    store.save(calibration, model / CALIBRATION)
-    out.print(describe(calibration), markup=False, soft_wrap=True)
-
-
-def _not_learned(model: Path, pool: list[Path], good: Path) -> list[Path]:
-    from daemon.training import unlearned
-
-    held = unlearned(model, pool)
-    if not held:
-        raise DatasetError(f"every image in {good} was used to train {model}; calibrate on other good parts")
-    if len(held) < len(pool):
-        out.print(f"{len(pool) - len(held)} of {len(pool)} images trained this model and are left out.", soft_wrap=True)
-    return held
-
-
-def _load(model: Path, device: Device) -> tuple[Detector, Calibration]:
-    from daemon.build import build_detector, load_calibration
-
-    detector = build_detector(model, device.value)
-    return detector, load_calibration(model, detector)
-
-
-def _read(paths: Sequence[Path], doing: str) -> Iterator[Image]:
-    with _progress() as bar:
-        task = bar.add_task(doing, total=len(paths), note="")
-        for path in paths:
-            yield dataset.read_image(path)
-            bar.advance(task)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=err,
-    )
-
-
-def _skips(text: str) -> tuple[tuple[int, int], ...]:
-    from detectors.reverse_distillation.network import PUBLISHED_SKIPS
-
-    try:
-        pairs = [part.split(":") for part in text.split(",") if part]
-        skips = tuple((int(source), int(target)) for source, target in pairs)
-    except ValueError:
-        raise typer.BadParameter(f'--skips is written like "3:2,2:1", not {text!r}') from None
-    if not set(skips) <= set(PUBLISHED_SKIPS) or len(set(skips)) < len(skips):
-        raise typer.BadParameter(f"--skips may name 3:2 and 2:1, each once, not {text!r}")
-    return skips
-
-
-def _evaluation_table(found: "Evaluation", title: str) -> Table:
-    table = Table("", "value", "95 % interval", title=title, title_justify="left")
-    table.add_row("image AUROC", f"{found.image_auroc:.4f}", _interval(found.image_auroc_interval, ".4f"))
-    if len(found.image_auroc_by_defect) > 1:
-        for defect, area in found.image_auroc_by_defect.items():
-            table.add_row(f"  {defect}", f"{area:.4f}", "")
-        table.add_row("  mean over defects", f"{found.image_auroc_mean:.4f}", "")
-    table.add_row("average precision", f"{found.average_precision:.4f}", "")
-    table.add_row("F1, best threshold", f"{found.f1_max:.4f}", "an oracle: it saw the answers")
-    for share, rate, interval in (
-        ("1 %", found.true_reject_at_1, found.true_reject_at_1_interval),
-        ("5 %", found.true_reject_at_5, found.true_reject_at_5_interval),
-    ):
-        table.add_row(f"true rejects at {share} false", f"{rate:7.2%}", _interval(interval, ".1%"))
-    table.add_section()
-    of = f"of {found.n_masked} bad parts" if found.n_masked else ""
-    table.add_row("pixel AUROC", _figure(found.pixel_auroc), of)
-    table.add_row("AUPRO (to 30 %)", _figure(found.aupro), of)
-    table.add_section()
-    for name, rate, interval, count in (
-        ("false rejects", found.false_reject_rate, found.false_reject_interval, found.n_good),
-        ("escapes", found.escape_rate, found.escape_interval, found.n_defect),
-    ):
-        table.add_row(name, f"{rate:7.2%}  ({round(rate * count)} of {count})", _interval(interval, ".1%"))
-    for defect, missed in found.missed.items():
-        table.add_row(f"  escaped {defect}", f"{missed} of {found.present[defect]}", "")
-    table.add_section()
-    asked = f"α {found.alpha:.2%} asked, {found.alpha_carried:.2%} carried"
-    table.add_row("threshold", f"{found.threshold:.5g}", asked)
-    table.add_row("latency p50, p99", f"{found.latency_ms_p50:.1f} ms, {found.latency_ms_p99:.1f} ms", "one at a time")
-    table.add_row("peak memory", f"{found.peak_memory_mb:.0f} MB", "")
-    return table
-
-
-def _interval(interval: tuple[float, float], form: str) -> str:
-    low, high = interval
-    return "" if math.isnan(low) else f"{low:{form}} … {high:{form}}"
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON can hold it: what is no number becomes null."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _figure(value: float) -> str:
-    return "no masks" if math.isnan(value) else f"{value:.4f}"
-
-
 def _tell(mark: str, text: str) -> None:
     out.print(f"{mark}  {escape(text)}", soft_wrap=True)
-
-
-def _badge(outcome: Outcome) -> str:
-    colour = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.UNCERTAIN: "yellow", Outcome.ERROR: "magenta"}
-    return f"[{colour[outcome]}]{outcome.name}[/]"
 
 
 def _leave(message: str, status: int) -> NoReturn:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.rule import Rule
 
-from daemon.dataset import DatasetError
+from daemon.desk.dataset import DatasetError
 from demo.broker import HOST, Broker, BrokerError, Choice, broker
 from demo.gallery import contact_sheet
 from demo.plant import Plant, PlantError, parts_of

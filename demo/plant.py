@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Self
 
-from daemon.dataset import labelled_images
+from daemon.desk.dataset import labelled_images
 from daemon.sources.names import part_id
 from demo.child import Child
 from demo.subscriber import Subscriber

@@ -156,6 +156,18 @@ def test_training_interrupted_from_the_keyboard_goes_on_where_it_was(data: Path,
     assert torn == whole
 
 
+def test_an_evaluation_says_when_the_model_has_learned_from_test_images(
+    model: Path, data: Path, inspectd: Run, tmp_path: Path
+) -> None:
+    twin = tmp_path / "twin"
+    shutil.copytree(data, twin)
+    learned = json.loads((model / "split.json").read_text())["learned"]
+    shutil.copy(data / "train/good" / min(learned), twin / "test/good/renamed.png")
+    done = inspectd("evaluate", "--model", model, "--data", twin)
+    assert "1 of 11 test images trained this model too" in done.stdout
+    assert "trained this model too" not in inspectd("evaluate", "--model", model, "--data", data).stdout
+
+
 def test_a_calibration_of_another_model_is_refused(model: Path, data: Path, inspectd: Run, tmp_path: Path) -> None:
     other = tmp_path / "other"
     done = inspectd(

@@ -34,9 +34,9 @@ def test_each_is_trained_calibrated_and_judges(detector: str, data: Path, inspec
 
 @pytest.fixture(scope="module")
 def few(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four good parts: EfficientAD sees 256 px only, and takes its time."""
+    """Six good parts: EfficientAD sees 256 px only, and takes its time."""
     folder = tmp_path_factory.mktemp("few")
-    for path in sorted((data / "train/good").iterdir())[:4]:
+    for path in sorted((data / "train/good").iterdir())[:6]:
         (folder / path.name).symlink_to(path)
     return folder
 
@@ -48,7 +48,7 @@ def pdn(few: Path, inspectd: Run, tmp_path_factory: pytest.TempPathFactory) -> P
     command = ["distill-teacher", "--images", few, "--out", out, "--backbone", "efficientnet_lite0"]
     done = inspectd(*command, "--steps", "1", "--batch", "1")
     assert done.returncode == 0, done.stderr
-    assert "EfficientAD-S's teacher from 4 pictures" in done.stdout
+    assert "EfficientAD-S's teacher from 6 pictures" in done.stdout
     assert list(out.parent.iterdir()) == [out]
     done = inspectd(*command)
     assert done.returncode == 1

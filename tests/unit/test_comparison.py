@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from daemon import comparison
-from daemon.comparison import Entry, Result, Row, Run
-from daemon.dataset import Category, DatasetError, Labelled
+from daemon.desk import comparison
+from daemon.desk.comparison import Entry, Result, Row, Run
+from daemon.desk.dataset import Category, DatasetError, Labelled
 
 KNOWN = ("rd4ad", "sk_rd4ad")
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from calibration.calibration import Calibration, fit
 from calibration.metrics import binomial_interval
-from daemon import dataset
-from daemon.evaluation import Evaluation, Judged, evaluate
+from daemon.desk import dataset
+from daemon.desk.evaluation import Evaluation, Judged, evaluate
 from detectors.template import TemplateDetector
 
 SIDE = 16

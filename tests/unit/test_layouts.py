@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from daemon.dataset import good_images, labelled_images, read_mask, read_regions, shared
-from daemon.layouts import Category, DatasetError, Labelled, categories, read_category
+from daemon.desk.dataset import good_images, labelled_images, read_mask, read_regions
+from daemon.desk.layouts import Category, DatasetError, Labelled, categories, read_category
 
 HEIGHT, WIDTH = 8, 12
 
@@ -454,14 +454,6 @@ def test_a_root_without_categories_is_an_error(tmp_path: Path) -> None:
 def test_the_folder_one_stands_in_has_its_name(tmp_path: Path) -> None:
     with contextlib.chdir(write_visa(tmp_path)):
         assert read_category(Path()).name == "candle"
-
-
-def test_test_images_among_the_training_images_are_told_by_their_content(tmp_path: Path) -> None:
-    write_mvtec(tmp_path)
-    shutil.copy(tmp_path / "train/good/001.png", tmp_path / "test/good/777.png")
-    found = read_category(tmp_path)
-    assert shared(found.good, found.test) == [tmp_path / "test/good/777.png"]
-    assert shared(found.good, [item for item in found.test if item.path.stem != "777"]) == []
 
 
 def test_a_folder_of_good_parts_one_level_too_high_hints_at_the_right_one(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from daemon import report
-from daemon.comparison import Case, Entry, Result, Row, Sheet
+from daemon.desk import report
+from daemon.desk.comparison import Case, Entry, Result, Row, Sheet
 
 MACHINE = {
     "platform": "Linux-6.1",

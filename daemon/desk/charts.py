@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daemon.comparison import Entry, Row, Sheet, spread
+from daemon.desk.comparison import Entry, Row, Sheet, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
-from daemon import dataset
-from daemon.dataset import DatasetError
+from daemon.desk import dataset
+from daemon.desk.dataset import DatasetError
 from detectors import patchcore
 from detectors.artifact import write_json
 from detectors.base import ArtifactError, DetectorName

@@ -11,8 +11,8 @@ import numpy as np
 
 from calibration import metrics
 from calibration.calibration import Calibration
-from daemon import dataset
-from daemon.dataset import Labelled
+from daemon.desk import dataset
+from daemon.desk.dataset import Labelled
 from detectors.base import AnomalyMap, Detector
 
 

@@ -33,8 +33,9 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from daemon import dataset, judgement, overlay
-from daemon.dataset import Category, DatasetError, Labelled
+from daemon import judgement, overlay
+from daemon.desk import dataset
+from daemon.desk.dataset import Category, DatasetError, Labelled
 from daemon.messages import Outcome
 from detectors.base import Image
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
-from daemon import charts
-from daemon.comparison import Case, Entry, Row, Sheet, Spread, clearly_best, spread
+from daemon.desk import charts
+from daemon.desk.comparison import Case, Entry, Row, Sheet, Spread, clearly_best, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calibration.quantile import smallest_sample
 from daemon import images
-from daemon.layouts import Category, DatasetError, Labelled, categories, image_files, read_category
+from daemon.desk.layouts import Category, DatasetError, Labelled, categories, image_files, read_category
 from detectors.base import Image
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "read_image",
     "read_mask",
     "read_regions",
-    "shared",
     "split",
 ]
 
@@ -53,15 +52,6 @@ def labelled_images(folder: Path) -> list[Labelled]:
         DatasetError: as `read_category`.
     """
     return read_category(folder).test
-
-
-def shared(good: Sequence[Path], test: Sequence[Labelled]) -> list[Path]:
-    """The test images that are also among the good parts to learn from, told by their content, not by their names.
-
-    A figure measured on them flatters the detector.
-    """
-    known = {digest([path]) for path in good}
-    return [item.path for item in test if digest([item.path]) in known]
 
 
 def split(paths: Sequence[Path], alpha: float, seed: int) -> tuple[list[Path], list[Path]]:
@@ -134,7 +124,7 @@ def read_regions(item: Labelled, shape: tuple[int, int]) -> list[tuple[NDArray[n
                 "saturation; use the files of the data set, or take that table away to do without AU-sPRO"
             )
         mask, saturation = _fit(labels, shape), item.saturations[value]
-        whole = np.count_nonzero(labels) if saturation.relative else mask.size / labels.size
+        whole = np.count_nonzero(mask) if saturation.relative else mask.size / labels.size
         regions.append((mask, saturation.threshold * whole))
     return regions
 
