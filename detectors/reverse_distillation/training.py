@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from detectors.base import ArtifactError, Image
 from detectors.preprocess import Preprocess
-from detectors.pseudo_anomalies import simplex_patches
 from detectors.reverse_distillation.network import PUBLISHED_SKIPS, ReverseDistillation, Skips
+from detectors.reverse_distillation.simplex import simplex_patches
 from detectors.teacher import Teacher
 from detectors.training import Progress, fit, steps_per_epoch
 

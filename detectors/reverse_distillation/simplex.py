@@ -1,4 +1,4 @@
-"""Defects that never were: what a network trains against when it may see good parts only. Pure functions."""
+"""RD++'s defects that never were: patches of simplex noise on good parts. Pure functions."""
 
 from functools import cache
 
@@ -11,16 +11,12 @@ from torch import Tensor
 REFERENCE = 256
 """The image side for which sizes are given in pixels; other sides are scaled."""
 
-TEXTURES = 64
 
-
-def simplex_patches(images: Tensor, rng: np.random.Generator, *, reseed: bool = False) -> Tensor:
+def simplex_patches(images: Tensor, rng: np.random.Generator) -> Tensor:
     """RD++'s pseudo-anomalies: one rectangle of simplex noise an image (CVPR 2023, its code).
 
-    Args:
-        images: N×3×S×S, 0…1, before normalisation; the result is not clipped.
-        rng: draws sizes (10 to 31 pixels of 256 a side) and places.
-        reseed: draw another noise for each image. The published code does not, so all its patches show one texture.
+    `images` are N×3×S×S, 0…1, before normalisation; the result is not clipped. `rng` draws sizes (10 to 31 pixels of
+    256 a side) and places. As in the published code all patches show the same texture, cut to their size.
     """
     result = images.clone()
     side = images.shape[-1]
@@ -28,13 +24,13 @@ def simplex_patches(images: Tensor, rng: np.random.Generator, *, reseed: bool = 
     for image in result:
         height, width = rng.integers(lowest, highest, 2, endpoint=True)
         top, left = rng.integers(1, side - height), rng.integers(1, side - width)
-        noise = simplex_field(side, int(rng.integers(TEXTURES)) if reseed else 0)[:, :height, :width]
-        image[:, top : top + height, left : left + width] += 0.2 * torch.from_numpy(noise.copy())
+        noise = simplex_field(side)[:, :height, :width]
+        image[:, top : top + height, left : left + width] += 0.2 * torch.from_numpy(noise.copy()).to(image)
     return result
 
 
 @cache
-def simplex_field(side: int, seed: int) -> NDArray[np.float32]:
+def simplex_field(side: int) -> NDArray[np.float32]:
     """The texture for images of `side` pixels, −2.4…2.4, as large as the largest patch.
 
     Fractal OpenSimplex noise of 6 octaves, persistence 0.6, the first with a wavelength of 32 pixels of 256. The
@@ -42,7 +38,7 @@ def simplex_field(side: int, seed: int) -> NDArray[np.float32]:
     """
     scale = side / REFERENCE
     place = np.arange(round(31 * scale)) / scale
-    noise = OpenSimplex(seed).noise3array
+    noise = OpenSimplex(seed=0).noise3array
     octaves = (32 / 2**octave for octave in range(6))
     field = sum(0.6**i * noise(place / w, place / w, np.arange(3) / w) for i, w in enumerate(octaves))
     return np.asarray(field, np.float32)
