@@ -34,9 +34,13 @@ class Preprocess:
         return torch.cat(resized) if resized else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """N×3×size×size, uint8 or 0…1 in float32 → normalised float32, on the same device."""
-        mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return ((pixels if pixels.is_floating_point() else pixels.float() / 255) - mean) / std
+        """N×3×size×size uint8 → normalised float32, on the same device."""
+        return self.standardise(pixels.float() / 255)
+
+    def standardise(self, shares: Tensor) -> Tensor:
+        """N×3×size×size, 0…1, perhaps with something painted in → normalised, on the same device."""
+        mean, std = (torch.tensor(v, device=shares.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return (shares - mean) / std
 
     def _resize(self, image: Image) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # channels-last in memory

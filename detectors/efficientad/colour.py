@@ -11,10 +11,10 @@ def grey(pixels: Tensor) -> Tensor:
 
 
 def jitter(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """N×3×H×W float 0…255 → the same with brightness, contrast or saturation changed by a factor of 0.8 to 1.2."""
+    """N×3×H×W, 0…1 → the same with brightness, contrast or saturation changed by a factor of 0.8 to 1.2."""
     luma = _luma(pixels)
     away_from = (torch.zeros_like(luma), luma.mean((1, 2, 3), keepdim=True), luma)[rng.integers(3)]
-    return (away_from + rng.uniform(0.8, 1.2) * (pixels - away_from)).clamp(0, 255)
+    return (away_from + rng.uniform(0.8, 1.2) * (pixels - away_from)).clamp(0, 1)
 
 
 def _luma(pixels: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ class _Learner:
         loss = hard_loss(taught, local[:1])
         if self._others is not None:
             loss = loss + local[1:].square().mean()
-        x = _input(jitter(clean.float(), rng), self._device)
+        x = _channels_last(PREPROCESS.standardise(jitter(clean.float() / 255, rng).to(self._device)))
         whole = self.network.autoencoder(x)
         loss = loss + functional.mse_loss(whole, self.network.taught(x))
         # No detach: the autoencoder also learns to say what the student can follow.
@@ -168,7 +168,11 @@ class _Learner:
 
 
 def _input(pixels: Tensor, device: torch.device | str) -> Tensor:
-    return PREPROCESS.normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+    return _channels_last(PREPROCESS.normalise(pixels.to(device)))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _penalty_pixels(pictures: Iterable[Image]) -> Tensor:

@@ -139,7 +139,7 @@ class ProjectedLearner:
         losses = []
         for half in halves:
             images = half.float() / 255
-            both = self._preprocess.normalise(torch.cat([images, simplex_patches(images, rng)]))
+            both = self._preprocess.standardise(torch.cat([images, simplex_patches(images, rng)]))
             clean, noisy = zip(*(level.chunk(2) for level in self.network.teacher(both)), strict=True)
             p, q = self.network.project(clean), self.network.project(noisy)
             shaping = projection_loss(noisy, p, q, transport=self._recipe.transport)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from detectors import artifact
 from detectors.base import ArtifactError, Image
@@ -52,11 +53,12 @@ def learn(folder: Path, teacher: PDN, report: Callable[[Progress], None] = lambd
 
 @dataclass(frozen=True)
 class Trained:
-    """A hardly trained network, its teacher before, and its training as interrupted in the last step."""
+    """A hardly trained network, its teacher before, its training as interrupted in the last step, and what was seen."""
 
     network: EfficientAD
     teacher: PDN
     interrupted: Path
+    inputs: list[Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +66,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     whole, interrupted = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("interrupted")
     torch.manual_seed(0)
     teacher = PDN("s")
+    inputs: list[Tensor] = []
+
+    def watch(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if isinstance(module, PDN | Autoencoder):
+            inputs.append(given[0].clone())
+
+    hook = register_module_forward_pre_hook(watch)
 
     def keep(progress: Progress) -> None:
         if progress.step == RECIPE.steps:
             copy(whole / CHECKPOINT, interrupted)
 
-    return Trained(learn(whole, teacher, keep), teacher, interrupted)
+    network = learn(whole, teacher, keep)
+    hook.remove()
+    return Trained(network, teacher, interrupted, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +195,14 @@ def test_a_picture_without_colour_is_equal_in_all_channels_and_as_bright() -> No
 
 
 def test_brightness_contrast_or_saturation_changes_by_a_fifth_at_most() -> None:
-    pixels = torch.from_numpy(images(1)[0] // 4 + 90).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(images(1)[0] // 4 + 90).permute(2, 0, 1)[None].float() / 255
     mean = luma(pixels).mean()
     kinds = set()
     for seed in range(40):
         changed = jitter(pixels, np.random.default_rng(seed))
-        if torch.allclose(luma(changed), luma(pixels), atol=1e-2):
+        if torch.allclose(luma(changed), luma(pixels), atol=1e-4):
             kind, factors = "saturation", (changed - luma(pixels)) / (pixels - luma(pixels))
-        elif torch.allclose(luma(changed).mean(), mean, atol=1e-2):
+        elif torch.allclose(luma(changed).mean(), mean, atol=1e-4):
             kind, factors = "contrast", (changed - mean) / (pixels - mean)
         else:
             kind, factors = "brightness", changed / pixels
@@ -200,9 +211,9 @@ def test_brightness_contrast_or_saturation_changes_by_a_fifth_at_most() -> None:
         assert ((factors - factor).abs() < 1e-2).float().mean() > 0.99  # where nothing is divided by almost nothing
         kinds.add(kind)
     assert kinds == {"brightness", "contrast", "saturation"}
-    extreme = torch.tensor([0.0, 255.0]).expand(1, 3, 1, 2)
+    extreme = torch.tensor([0.0, 1.0]).expand(1, 3, 1, 2)
     assert all(jitter(extreme, np.random.default_rng(s)).min() >= 0 for s in range(20))
-    assert all(jitter(extreme, np.random.default_rng(s)).max() <= 255 for s in range(20))
+    assert all(jitter(extreme, np.random.default_rng(s)).max() <= 1 for s in range(20))
 
 
 def luma(pixels: Tensor) -> Tensor:
@@ -217,6 +228,15 @@ def test_training_leaves_the_teacher_as_it_was_and_in_eval_mode(trained: Trained
     assert not network.train().teacher.training
     assert network.student.training
     network.eval()
+
+
+def test_every_picture_is_seen_normalised_the_augmented_ones_too(trained: Trained) -> None:
+    black, white = (PREPROCESS.normalise(torch.full((1, 3, 1, 1), v, dtype=torch.uint8)) for v in (0, 255))
+    assert len(trained.inputs) > RECIPE.steps
+    for given in trained.inputs:
+        assert (given >= black - 1e-5).all()
+        assert (given <= white + 1e-5).all()
+        assert given.std() > 0.5
 
 
 def test_the_teacher_is_standardised_over_the_training_images(trained: Trained) -> None:

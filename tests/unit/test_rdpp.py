@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detectors.preprocess import Preprocess
 from detectors.reverse_distillation.network import Projection, ReverseDistillation
 from detectors.reverse_distillation.simplex import simplex_field, simplex_patches
 from detectors.reverse_distillation.training import RECIPES, ProjectedLearner, projection_loss
@@ -122,9 +121,3 @@ def test_the_noise_follows_its_generator() -> None:
     first, second, third = (simplex_patches(images, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
-
-
-def test_normalising_takes_bytes_and_shares_alike() -> None:
-    preprocess = Preprocess(64, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
-    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    torch.testing.assert_close(preprocess.normalise(pixels), preprocess.normalise(pixels.float() / 255))
