@@ -96,7 +96,8 @@ def fit(
     if quantile.threshold <= 0:
         raise CalibrationError(
             f"the threshold would be {quantile.threshold:g}, but scores are reported as multiples of it, so it"
-            " must be above zero: the model cannot tell these good parts apart; check it and the images"
+            " must be above zero: choose a smaller α or give more good parts; if that does not help, the model cannot"
+            " tell these parts apart"
         )
     if made_at.tzinfo is None:
         raise CalibrationError(f"made_at is {made_at}, without a time zone: give UTC")

@@ -47,9 +47,11 @@ BACKBONES: dict[str, Backbone] = {
     "resnet50": Backbone((256, 512, 1024), "bottleneck", 64, (3, 3, 4, 6)),
     "resnet50_msra": Backbone((256, 512, 1024), "bottleneck", 64, (3, 3, 4, 6), mean=MSRA_MEAN, std=MSRA_STD),
     "wide_resnet50_2": Backbone((256, 512, 1024), "bottleneck", 128, (3, 3, 4, 6)),
+    "wide_resnet101_2": Backbone((256, 512, 1024), "bottleneck", 128, (3, 3, 4, 6)),
 }
 """Every teacher by name. `resnet50_msra` is He et al.'s original Caffe network, the others are torchvision's
-(IMAGENET1K_V1) and the package index's EfficientNet-Lite0."""
+(IMAGENET1K_V1) and the package index's EfficientNet-Lite0. EfficientAD's teacher was published as distilled from
+`wide_resnet101_2`; that reverse distillation may use it too, with WideResNet-50's shapes, is ours."""
 
 
 class Teacher(nn.Module):
@@ -145,8 +147,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state: object = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ArtifactError(f"no such weights file: {path}") from None
+    except UnpicklingError:
+        raise ArtifactError(
+            f"{path} is not a readable weights file: it is no PyTorch file of tensors alone, and nothing else is run"
+        ) from None
     # torch.load stumbles over what is no weights file in as many ways as there are files.
-    except (SafetensorError, UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
+    except (SafetensorError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
         raise ArtifactError(f"{path} is not a readable weights file: {error!s:.200}") from error
     if not isinstance(state, dict):
         raise ArtifactError(f"{path} holds no named tensors; give a state dict as torchvision publishes them")

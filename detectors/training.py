@@ -1,6 +1,7 @@
 """The loop in which every network learns: its order, its checkpoints, its progress. The daemon never needs it."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from detectors import artifact
 from detectors.base import ArtifactError
 
 CHECKPOINT = "checkpoint.safetensors"
-CHECKPOINT_STEPS = 100
+CHECKPOINT_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +74,14 @@ def fit(
     identity: dict[str, Any],
     report: Callable[[Progress], None],
 ) -> None:
-    """Take `steps` steps over `images`; the same arguments give the same weights on the same machine.
+    """Take `steps` steps over `images`; on a CPU the same arguments give the same weights on the same machine.
 
     `images` are N×3×S×S uint8, or the numbers of N images that the learner keeps.
 
     `batch` is the largest batch; an epoch is cut into batches of nearly equal size, so that batch norm never sees a
     lone last image. The order of an epoch depends on seed and epoch alone.
 
-    After each epoch, and after each 100 steps of a longer one, a checkpoint is left in `folder`; a later call with the
+    After the first step, then every half minute, and at the end a checkpoint is left in `folder`; a later call with the
     same `identity` (all that decides the result, in plain JSON values) goes on from there.
 
     Raises:
@@ -89,6 +90,7 @@ def fit(
     if len(images) < 2:  # noqa: PLR2004 -- batch norm needs two
         raise ArtifactError(f"training needs at least 2 good parts, there are {len(images)}")
     per_epoch = steps_per_epoch(len(images), batch)
+    due = time.monotonic()
     for index in range(_resume(folder / CHECKPOINT, identity, learner), steps):
         epoch, place = divmod(index, per_epoch)
         order = np.random.default_rng((seed, epoch)).permutation(len(images))
@@ -100,8 +102,9 @@ def fit(
         if not np.isfinite(loss):
             raise ArtifactError(f"the training diverged at step {index + 1}: its loss is {loss}; try another --seed")
         report(Progress(epoch + 1, index + 1, steps, loss))
-        if place + 1 == per_epoch or (place + 1) % CHECKPOINT_STEPS == 0 or index + 1 == steps:
+        if time.monotonic() >= due or index + 1 == steps:
             _checkpoint(folder / CHECKPOINT, identity, index + 1, learner)
+            due = time.monotonic() + CHECKPOINT_S
 
 
 def _checkpoint(path: Path, identity: dict[str, Any], steps: int, learner: Learner) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
     from daemon.desk.evaluation import Evaluation
 
 
+class PuadFeature(StrEnum):
+    """The networks whose mean feature PUAD may judge."""
+
+    student = "student"
+    teacher = "teacher"
+
+
 class PdnSize(StrEnum):
     """The sizes of EfficientAD."""
 
@@ -36,7 +44,24 @@ class PdnSize(StrEnum):
     m = "m"
 
 
-BackboneOption = Annotated[str, typer.Option(help="Teacher network of reverse distillation and PatchCore.")]
+DEFAULT_BACKBONE = "efficientnet_lite0"
+_RD = (DetectorName.gsk_rd4ad, DetectorName.sk_rd4ad, DetectorName.rd4ad, DetectorName.rdpp)
+_EFFICIENTAD = (DetectorName.efficientad_s, DetectorName.efficientad_m, DetectorName.puad)
+_SERVES: dict[str, tuple[DetectorName, ...]] = {
+    "--backbone": (*_RD, DetectorName.patchcore),
+    "--weights": (*_RD, DetectorName.patchcore),
+    "--skips": (DetectorName.sk_rd4ad, DetectorName.gsk_rd4ad),
+    "--transport": (DetectorName.rdpp,),
+    "--pdn": _EFFICIENTAD,
+    "--penalty": _EFFICIENTAD,
+    "--weight-unpicturable": (DetectorName.puad,),
+    "--feature": (DetectorName.puad,),
+    "--trained": (DetectorName.rd4ad, DetectorName.sk_rd4ad, DetectorName.puad),
+    "--epochs": (*_RD, *_EFFICIENTAD),
+    "--steps": (*_RD, *_EFFICIENTAD),
+}
+"""Which detectors look at an option of `train`; those that are not named here serve all."""
+
 WeightsOption = Annotated[Path | None, typer.Option(help="That network's weights from a file instead of a download.")]
 SeedOption = Annotated[int, typer.Option(help="Makes a run repeatable; 0 is a seed like any other.", min=0)]
 AlphaOption = Annotated[
@@ -48,13 +73,17 @@ def train(
     good: Annotated[Path, typer.Option(help="Folder of images of good parts.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
     detector: Annotated[DetectorName, typer.Option(help="What to train.")] = DetectorName.gsk_rd4ad,
-    backbone: BackboneOption = "efficientnet_lite0",
+    backbone: Annotated[
+        str | None,
+        typer.Option(help=f"Teacher network of reverse distillation and PatchCore; default: {DEFAULT_BACKBONE}."),
+    ] = None,
     weights: WeightsOption = None,
     pdn: Annotated[
         Path | None, typer.Option(help="EfficientAD's and PUAD's teacher, from distill-teacher or published.")
     ] = None,
     penalty: Annotated[
-        Path | None, typer.Option(help="Folder of pictures of anything else, for EfficientAD and PUAD.")
+        Path | None,
+        typer.Option(help="Folder, with subfolders, of pictures of anything else, for EfficientAD and PUAD."),
     ] = None,
     trained: Annotated[
         Path | None,
@@ -69,7 +98,12 @@ def train(
     transport: Annotated[  # noqa: FBT002 -- a flag
         bool, typer.Option("--transport", help="rdpp: the published transport loss too; slow and without effect.")
     ] = False,
-    weight_unpicturable: Annotated[float, typer.Option(help="puad: weight of the unpicturable part.", min=0)] = 1.0,
+    weight_unpicturable: Annotated[
+        float | None, typer.Option(help="puad: weight of the unpicturable part; default and published: 1.", min=0)
+    ] = None,
+    feature: Annotated[
+        PuadFeature | None, typer.Option(help="puad: whose mean feature is judged; default and published: student.")
+    ] = None,
     calibration_good: Annotated[
         Path | None, typer.Option(help="Good parts to calibrate on; default: hold out part of --good.")
     ] = None,
@@ -91,18 +125,26 @@ def train(
 
     if size % 32:
         raise typer.BadParameter(f"--size must be a multiple of 32, not {size}")
-    for option, given, serves in (
-        ("--skips", skips, "sk_rd4ad gsk_rd4ad"),
-        ("--transport", transport, "rdpp"),
-        ("--weights", weights, "rd4ad sk_rd4ad gsk_rd4ad rdpp patchcore"),
-        ("--pdn", pdn, "efficientad_s efficientad_m puad"),
-        ("--penalty", penalty, "efficientad_s efficientad_m puad"),
-        ("--trained", trained, "rd4ad sk_rd4ad puad"),
-        ("--epochs", epochs, "rd4ad sk_rd4ad gsk_rd4ad rdpp efficientad_s efficientad_m puad"),
-        ("--steps", steps, "rd4ad sk_rd4ad gsk_rd4ad rdpp efficientad_s efficientad_m puad"),
-    ):
-        if given and detector.value not in serves.split():
-            raise typer.BadParameter(f"{option} serves {', '.join(serves.split())}, not {detector.value}")
+    _refuse_misfits(
+        detector,
+        trained is not None,
+        {
+            "--backbone": backbone,
+            "--weights": weights,
+            "--skips": skips,
+            "--transport": transport or None,
+            "--pdn": pdn,
+            "--penalty": penalty,
+            "--weight-unpicturable": weight_unpicturable,
+            "--feature": feature,
+            "--trained": trained,
+            "--calibration-good": calibration_good,
+            "--epochs": epochs,
+            "--steps": steps,
+        },
+    )
+    if trained is not None and trained.resolve() == out_folder.resolve():
+        raise typer.BadParameter("--trained and --out are the same folder; choose another --out")
     if epochs and steps:
         raise typer.BadParameter("give --epochs or --steps, not both")
     if (out_folder / MANIFEST).exists() and not overwrite:
@@ -122,13 +164,14 @@ def train(
         epochs=epochs,
         steps=steps,
         trained=trained,
-        backbone=backbone,
+        backbone=backbone or DEFAULT_BACKBONE,
         weights=weights,
         skips=None if skips is None else _skips(skips),
         transport=transport,
         pdn=pdn,
         penalty=penalty,
-        weight_unpicturable=weight_unpicturable,
+        feature="student" if feature is None else feature.value,
+        weight_unpicturable=1.0 if weight_unpicturable is None else weight_unpicturable,
     )
     training = prepare(order, learned)
     out.print(
@@ -136,6 +179,7 @@ def train(
         f"{training.steps} steps",
         soft_wrap=True,
     )
+    (out_folder / MANIFEST).unlink(missing_ok=True)  # from here on there is no finished model with another split
     write_split(out_folder, learned, held, seed)
     held = _not_learned(out_folder, held, calibration_good or good)
     with progress() as bar:
@@ -145,10 +189,14 @@ def train(
 
 
 def distill_teacher(
-    pictures: Annotated[Path, typer.Option("--images", help="Folder of pictures to learn from: many, of anything.")],
+    pictures: Annotated[
+        Path, typer.Option("--images", help="Folder of pictures to learn from, with its subfolders: many, of anything.")
+    ],
     out_file: Annotated[Path, typer.Option("--out", help="File to write, NAME.safetensors.")],
     pdn_size: Annotated[PdnSize, typer.Option("--size", help="Which EfficientAD it is for.")] = PdnSize.s,
-    backbone: BackboneOption = "resnet18",
+    backbone: Annotated[
+        str, typer.Option(help="Network to learn from; published: wide_resnet101_2.")
+    ] = "wide_resnet101_2",
     weights: WeightsOption = None,
     steps: Annotated[int, typer.Option(help="Steps of the optimiser.", min=1)] = 60_000,
     batch: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 16,
@@ -165,9 +213,11 @@ def distill_teacher(
     from detectors.efficientad.distillation import DistillationRecipe, distil
     from detectors.teacher import load_teacher
 
+    if out_file.suffix != ".safetensors":
+        raise typer.BadParameter(f"--out must end in .safetensors, not {out_file.name}")
     if out_file.exists():
         raise DatasetError(f"{out_file} exists already; choose another --out")
-    paths = dataset.good_images(pictures)
+    paths = dataset.pictures(pictures)
     teacher = load_teacher(backbone, weights)
     out_file.parent.mkdir(parents=True, exist_ok=True)
     with progress() as bar:
@@ -181,7 +231,8 @@ def distill_teacher(
             report=lambda step: bar.update(task, completed=step.step, note=f"loss {step.loss:.4f}"),
         )
     shutil.rmtree(out_file.with_name(out_file.name + ".training"))
-    out.print(f"{out_file}: EfficientAD-{pdn_size.value.upper()}'s teacher from {len(paths)} pictures", soft_wrap=True)
+    said = f"{out_file}: EfficientAD-{pdn_size.value.upper()}'s teacher from {len(paths)} pictures"
+    out.print(said, markup=False, soft_wrap=True)
 
 
 def calibrate(
@@ -205,13 +256,16 @@ def evaluate(
 ) -> None:
     """Measure a calibrated model on images with known answers."""
     from daemon.desk.evaluation import evaluate as measure
-    from daemon.desk.training import unlearned
+    from daemon.desk.training import unseen
 
     items = dataset.labelled_images(data)
     detector, calibration = _load(model, device)
-    twice = len(items) - len(unlearned(model, [item.path for item in items]))
-    if twice:
-        out.print(f"{twice} of {len(items)} test images trained this model too: these figures flatter", soft_wrap=True)
+    known = len(items) - len(unseen(model, [item.path for item in items]))
+    if known:
+        out.print(
+            f"{known} of {len(items)} test images trained or calibrated this model too: these figures flatter",
+            soft_wrap=True,
+        )
     with progress() as bar:
         task = bar.add_task("evaluating", total=len(items), note="")
         found = measure(detector, calibration, items, lambda: bar.advance(task))
@@ -292,6 +346,7 @@ def compare(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     report.require_charts()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # takes its child along, as Ctrl-C does
     out_folder = out_folder.resolve()
     machine = comparison.describe_machine(device.value)
     plans = [
@@ -378,6 +433,20 @@ def _read(paths: Sequence[Path], doing: str) -> Iterator[Image]:
             bar.advance(task)
 
 
+def _refuse_misfits(detector: DetectorName, trained: bool, options: Mapping[str, object]) -> None:  # noqa: FBT001
+    """Refuse options that are given (not None) and would be ignored."""
+    for option in (name for name, value in options.items() if value is not None):
+        serves = _SERVES.get(option, tuple(DetectorName))
+        if detector not in serves:
+            raise typer.BadParameter(f"{option} serves {', '.join(serves)}, not {detector}")
+        if trained and option in ("--pdn", "--penalty", "--epochs", "--steps"):
+            raise typer.BadParameter(f"{option} is for a training, and --trained takes networks that have had theirs")
+        if trained and option == "--calibration-good" and detector is not DetectorName.puad:
+            raise typer.BadParameter(
+                "with --trained all of --good serves the calibration; leave --calibration-good out"
+            )
+
+
 def _skips(text: str) -> tuple[tuple[int, int], ...]:
     from detectors.reverse_distillation.network import PUBLISHED_SKIPS
 
@@ -392,11 +461,11 @@ def _skips(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _evaluation_table(found: "Evaluation", title: str) -> Table:
-    table = Table("", "value", "95 % interval", title=title, title_justify="left")
+    table = Table("", "value", "95 % interval", title=escape(title), title_justify="left")
     table.add_row("image AUROC", f"{found.image_auroc:.4f}", _interval(found.image_auroc_interval, ".4f"))
     if len(found.image_auroc_by_defect) > 1:
         for defect, area in found.image_auroc_by_defect.items():
-            table.add_row(f"  {defect}", f"{area:.4f}", "")
+            table.add_row(f"  {escape(defect)}", f"{area:.4f}", "")
         table.add_row("  mean over defects", f"{found.image_auroc_mean:.4f}", "")
     table.add_row("average precision", f"{found.average_precision:.4f}", "")
     table.add_row("F1, best threshold", f"{found.f1_max:.4f}", "an oracle: it saw the answers")
@@ -418,7 +487,7 @@ def _evaluation_table(found: "Evaluation", title: str) -> Table:
     ):
         table.add_row(name, f"{rate:7.2%}  ({round(rate * count)} of {count})", _interval(interval, ".1%"))
     for defect, missed in found.missed.items():
-        table.add_row(f"  escaped {defect}", f"{missed} of {found.present[defect]}", "")
+        table.add_row(f"  escaped {escape(defect)}", f"{missed} of {found.present[defect]}", "")
     table.add_section()
     asked = f"α {found.alpha:.2%} asked, {found.alpha_carried:.2%} carried"
     table.add_row("threshold", f"{found.threshold:.5g}", asked)

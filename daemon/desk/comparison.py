@@ -67,6 +67,7 @@ class Run:
 
     category: str
     data: Path
+    data_sha256: str
     good: Path
     held: Path | None
     entry: Entry
@@ -114,7 +115,8 @@ class Run:
         """What must be the same for figures to be used again; where they are kept is not in it."""
         entry = self.entry
         options = {"detector": entry.detector, "options": list(entry.options), "seed": self.seed}
-        return {**options, "device": self.device, "data": str(self.data)}
+        about = {"device": self.device, "data": str(self.data), "data_sha256": self.data_sha256}
+        return {**options, **about, "inspectd": version("inspectd")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,12 @@ def plan(category: Category, data: Path, listed: Sequence[Entry], seeds: int, de
     """List the runs of one category, those of the first seed first, and make folders of links where they are needed."""
     good = _folder(category.good, out / "links" / category.name / "good")
     held = _folder(category.held, out / "links" / category.name / "calibration") if category.held else None
-    return [Run(category.name, data, good, held, entry, seed, device, out) for seed in range(seeds) for entry in listed]
+    sha256 = dataset.digest([*category.good, *category.held, *(part.path for part in category.test)])
+    return [
+        Run(category.name, data, sha256, good, held, entry, seed, device, out)
+        for seed in range(seeds)
+        for entry in listed
+    ]
 
 
 def finished(run: Run) -> Result | None:
@@ -414,6 +421,7 @@ def _train(run: Run) -> float:
         shutil.rmtree(run.model, ignore_errors=True)
         kept = {"identity": run.identity, "seconds": 0.0, "finished": False}
     if not kept["finished"] or not (run.model / "calibration.json").exists():
+        _write(notes, kept)  # now, for a process that is killed cannot write
         began = time.monotonic()
         try:
             _inspectd(run.train, run.log)
@@ -441,7 +449,8 @@ def _inspectd(arguments: Sequence[str], log: Path) -> None:
             try:
                 status = child.wait()
             except KeyboardInterrupt:
-                # The keyboard interrupted the child as well: it may be writing its checkpoint.
+                # The keyboard interrupted the child as well, SIGTERM did not: it may be writing its checkpoint.
+                child.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(_PATIENCE_S)
                 child.kill()

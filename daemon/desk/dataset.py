@@ -21,6 +21,7 @@ __all__ = [
     "digest",
     "good_images",
     "labelled_images",
+    "pictures",
     "read_category",
     "read_image",
     "read_mask",
@@ -52,6 +53,19 @@ def labelled_images(folder: Path) -> list[Labelled]:
         DatasetError: as `read_category`.
     """
     return read_category(folder).test
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The images in a folder and its subfolders, whatever they show.
+
+    Raises:
+        DatasetError: no such folder, or no image in it.
+    """
+    inner = sorted(path for path in folder.rglob("*") if path.is_dir())
+    found = [path for place in [folder, *inner] for path in image_files(place)]
+    if not found:
+        raise DatasetError(f"{folder} is no folder with images in it")
+    return found
 
 
 def split(paths: Sequence[Path], alpha: float, seed: int) -> tuple[list[Path], list[Path]]:

@@ -173,7 +173,7 @@ def _plain(folder: Path) -> Category:
     pool = image_files(folder / "good")
     if len(pool) < _FEWEST:
         raise DatasetError(f"{folder / 'good'} has {len(pool)} images; give {_FEWEST} or more, for a third is tested")
-    chosen = set(np.random.default_rng(0).permutation(len(pool))[: len(pool) // 3].tolist())
+    chosen = set(np.random.default_rng(1).permutation(len(pool))[: len(pool) // 3].tolist())
     test = [Labelled(path, "good", None) for i, path in enumerate(pool) if i in chosen]
     for kind in folders(folder):
         if kind.name not in {"good", "ground_truth", "masks"}:

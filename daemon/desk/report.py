@@ -235,7 +235,8 @@ _ROC_NOTE = (
 )
 _INTERVALS_NOTE = (
     "First seed, with 95 % intervals over the test parts. Where scores are wholly apart the first three intervals have "
-    "no width, however few the parts are: trust those of false rejects and escapes."
+    "no width, however few the parts are: trust those of false rejects and escapes. The best F1 saw the answers; "
+    "PRO per image is what the papers on reverse distillation print as AUPRO, and is not comparable with it."
 )
 _SCORES_NOTE = (
     "Scores of the first seed, in multiples of the threshold; each row has a height of its own. What lies on the wrong "
@@ -297,6 +298,8 @@ def _intervals(measured: Sequence[Row], entries: Sequence[Entry]) -> ET.Element:
         "false rejects",
         "escapes",
         "α carried",
+        "F1, best threshold",
+        "PRO per image",
     )
     rows = [_node("tr", *(_node("th", heading) for heading in headings))]
     for row in measured:
@@ -308,6 +311,8 @@ def _intervals(measured: Sequence[Row], entries: Sequence[Entry]) -> ET.Element:
             _span(found["false_reject_rate"], found["false_reject_interval"], "percent"),
             _span(found["escape_rate"], found["escape_interval"], "percent"),
             [f"{100 * found['alpha_carried']:.1f} %", _node("small", f"of {100 * found['alpha']:.3g} % asked")],
+            [f"{found['f1_max']:.3f}"],
+            ["–" if found["pro_per_image_rd"] is None else f"{found['pro_per_image_rd']:.3f}"],
         ]
         name = _node("td", _chip(row.entry, entries), row.entry.label)
         rows.append(_node("tr", name, *(_node("td", *cell) for cell in cells)))

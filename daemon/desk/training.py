@@ -12,8 +12,8 @@ from detectors import patchcore
 from detectors.artifact import write_json
 from detectors.base import ArtifactError, DetectorName
 from detectors.efficientad import detector as efficientad
-from detectors.efficientad.network import PIXELS, EfficientAD
-from detectors.efficientad.puad import fit_puad
+from detectors.efficientad.network import PIXELS
+from detectors.efficientad.puad import LEAST_HELD, Feature, fit_puad
 from detectors.efficientad.teacher import load_pdn
 from detectors.efficientad.training import Recipe as EfficientADRecipe
 from detectors.efficientad.training import train as learn_efficientad
@@ -34,8 +34,8 @@ class Order:
 
     `trained` names networks to take instead of training: for reverse distillation a checkpoint of the public code, for
     PUAD the model folder of an EfficientAD. Reverse distillation looks at `backbone`, `weights`, `skips` (where there
-    are any) and `transport` (RD++ alone), EfficientAD and PUAD at `pdn` and `penalty`, PUAD at `weight_unpicturable`,
-    PatchCore at `backbone` and `weights`, and not at `epochs` and `steps`.
+    are any) and `transport` (RD++ alone), EfficientAD and PUAD at `pdn` and `penalty`, PUAD at `weight_unpicturable`
+    and `feature`, PatchCore at `backbone` and `weights`, and not at `epochs` and `steps`.
     """
 
     detector: DetectorName
@@ -52,6 +52,7 @@ class Order:
     pdn: Path | None = None
     penalty: Path | None = None
     weight_unpicturable: float = 1.0
+    feature: Feature = "student"
 
 
 class Training(Protocol):
@@ -143,6 +144,11 @@ class EfficientADTraining:
         if order.size != PIXELS:
             raise ArtifactError(f"{order.detector} sees {PIXELS} px only, not {order.size}; leave --size out")
         if order.trained:
+            if set(_split(order.trained)["learned"].values()) != {dataset.digest([path]) for path in good}:
+                raise ArtifactError(
+                    f"{order.trained} learned from other images than PUAD would; give the --good, --alpha and --seed "
+                    "that it was trained with"
+                )
             return
         if order.pdn is None:
             raise ArtifactError(
@@ -156,14 +162,16 @@ class EfficientADTraining:
     def run(self, folder: Path, held: Sequence[Path], report: Report) -> None:
         """Train; for PUAD also measure the distance."""
         order = self._order
+        if order.detector == "puad" and len(held) < LEAST_HELD:
+            raise ArtifactError(f"puad needs {LEAST_HELD} good parts held out, not {len(held)}; give more good parts")
         identity = _data(self._good)
         history: dict[str, Any] = {"seed": order.seed, "steps": self.steps, **identity}
         if order.trained:
-            network = self._trained(order.trained, held)
+            network = efficientad.load_network(order.trained, order.device)
             history |= {"trained": order.trained.name}
         else:
             history |= {"pdn_sha256": digest(self._teacher), "penalty": order.penalty is not None}
-            penalty = None if order.penalty is None else map(dataset.read_image, dataset.good_images(order.penalty))
+            penalty = None if order.penalty is None else map(dataset.read_image, dataset.pictures(order.penalty))
             network = learn_efficientad(
                 map(dataset.read_image, self._good),
                 self._teacher,
@@ -178,19 +186,9 @@ class EfficientADTraining:
         puad = None
         if order.detector == "puad":
             learned, apart = (map(dataset.read_image, paths) for paths in (self._good, held))
-            puad = fit_puad(network, learned, apart, weight=order.weight_unpicturable)
+            puad = fit_puad(network, learned, apart, feature=order.feature, weight=order.weight_unpicturable)
         efficientad.save(folder, network, history, puad)
         (folder / CHECKPOINT).unlink(missing_ok=True)
-
-    def _trained(self, model: Path, held: Sequence[Path]) -> EfficientAD:
-        """The EfficientAD in a model folder, if it has learned from none of the images that are held out here."""
-        if self._order.detector != "puad":
-            raise ArtifactError("--trained serves reverse distillation, and puad, which is built on an EfficientAD")
-        if len(unlearned(model, held)) < len(held):
-            raise ArtifactError(
-                f"{model} learned from images that are held out here; give the --good and --seed it was trained with"
-            )
-        return efficientad.load_network(model, self._order.device)
 
 
 class PatchCoreTraining:
@@ -246,11 +244,27 @@ def unlearned(folder: Path, paths: Sequence[Path]) -> list[Path]:
     Raises:
         DatasetError: nobody knows what it learned from.
     """
+    learned = set(_split(folder)["learned"].values())
+    return [path for path in paths if dataset.digest([path]) not in learned]
+
+
+def unseen(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """Those images that neither trained nor, held out at its training, calibrated the model in `folder`.
+
+    Raises:
+        DatasetError: nobody knows.
+    """
+    split = _split(folder)
+    seen = {*split["learned"].values(), *split["held_out"].values()}
+    return [path for path in paths if dataset.digest([path]) not in seen]
+
+
+def _split(folder: Path) -> dict[str, dict[str, str]]:
     try:
-        learned = set(json.loads((folder / SPLIT).read_text())["learned"].values())
+        content = json.loads((folder / SPLIT).read_text())
+        return {key: content[key] for key in ("learned", "held_out")}
     except (OSError, ValueError, LookupError) as error:
         raise DatasetError(
             f"{folder / SPLIT} cannot be read ({error}), so nobody knows which images the model learned from; "
             "restore it, or train again"
         ) from error
-    return [path for path in paths if dataset.digest([path]) not in learned]

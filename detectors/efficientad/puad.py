@@ -14,6 +14,9 @@ from detectors.efficientad.network import FEATURES, PREPROCESS, EfficientAD
 
 Feature = Literal["student", "teacher"]
 
+LEAST_HELD = 5
+"""Fewer held-out parts have no scale to speak of: of one the deviation is 0, of two the two scores may cancel."""
+
 
 @dataclass(frozen=True, slots=True)
 class Puad:
@@ -58,18 +61,19 @@ def fit_puad(
 ) -> Puad:
     """Measure good parts with a trained network: the distance on `images`, the scales on `held`.
 
-    `images` are those it was trained on, `held` those it was not. Where held-out scores do not vary (a single image),
-    those of `images` tell the std.
+    `images` are those it was trained on, `held` those it was not. Where held-out scores do not vary, those of `images`
+    tell the std.
 
     Raises:
-        ArtifactError: fewer than two images, or none held out.
+        ArtifactError: fewer than two images, or fewer than five held out.
     """
     network.eval()
     scores, features = _measure(network, images, feature)
     held_scores, held_features = _measure(network, held, feature)
-    if len(scores) < 2 or not len(held_scores):  # noqa: PLR2004 -- a covariance needs two
+    if len(scores) < 2 or len(held_scores) < LEAST_HELD:  # noqa: PLR2004 -- a covariance needs two
         raise ArtifactError(
-            f"PUAD needs at least 2 good parts and 1 held out, there are {len(scores)} and {len(held_scores)}"
+            f"PUAD needs at least 2 good parts and {LEAST_HELD} held out, "
+            f"there are {len(scores)} and {len(held_scores)}"
         )
     distance = Mahalanobis.fit(features)
     scales = [

@@ -164,7 +164,8 @@ class _Learner:
         std = (squares / max(len(self._pixels), 1) - mean.square()).clamp_min(0).sqrt()
         self.network.mean.copy_(mean)
         self.network.std.copy_(std.clamp_min(1e-6 * float(std.max()) + 1e-12))  # a dead channel says nothing
-        self._taught = [self.network.standardised(told) for told in said]
+        while said:  # one after the other, so that both never fill the memory together
+            self._taught.append(self.network.standardised(said.pop(0)))
 
 
 def _input(pixels: Tensor, device: torch.device | str) -> Tensor:

@@ -156,6 +156,19 @@ def test_training_interrupted_from_the_keyboard_goes_on_where_it_was(data: Path,
     assert torn == whole
 
 
+def test_a_training_that_fails_over_a_finished_model_leaves_no_model_with_another_split(
+    model: Path, data: Path, inspectd: Run, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(model, mine)
+    (tmp_path / "torn.pth").write_text("hello")
+    options = ["--detector", "rd4ad", "--trained", tmp_path / "torn.pth", "--size", "64", "--overwrite"]
+    assert inspectd("train", "--good", data / "train/good", "--out", mine, *options).returncode == 78
+    done = inspectd("calibrate", "--model", mine, "--good", data / "train/good")
+    assert done.returncode == 78
+    assert "is no model folder" in done.stderr
+
+
 def test_an_evaluation_says_when_the_model_has_learned_from_test_images(
     model: Path, data: Path, inspectd: Run, tmp_path: Path
 ) -> None:
@@ -164,8 +177,8 @@ def test_an_evaluation_says_when_the_model_has_learned_from_test_images(
     learned = json.loads((model / "split.json").read_text())["learned"]
     shutil.copy(data / "train/good" / min(learned), twin / "test/good/renamed.png")
     done = inspectd("evaluate", "--model", model, "--data", twin)
-    assert "1 of 11 test images trained this model too" in done.stdout
-    assert "trained this model too" not in inspectd("evaluate", "--model", model, "--data", data).stdout
+    assert "1 of 11 test images trained or calibrated this model too" in done.stdout
+    assert "this model too" not in inspectd("evaluate", "--model", model, "--data", data).stdout
 
 
 def test_a_calibration_of_another_model_is_refused(model: Path, data: Path, inspectd: Run, tmp_path: Path) -> None:

@@ -34,10 +34,12 @@ def test_each_is_trained_calibrated_and_judges(detector: str, data: Path, inspec
 
 @pytest.fixture(scope="module")
 def few(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six good parts: EfficientAD sees 256 px only, and takes its time."""
+    """Two good parts to learn from, and five others: EfficientAD sees 256 px only, and takes its time."""
     folder = tmp_path_factory.mktemp("few")
-    for path in sorted((data / "train/good").iterdir())[:6]:
-        (folder / path.name).symlink_to(path)
+    for place, path in enumerate(sorted((data / "train/good").iterdir())[:7]):
+        kind = folder / ("good" if place < 2 else "calibration")
+        kind.mkdir(exist_ok=True)
+        (kind / path.name).symlink_to(path)
     return folder
 
 
@@ -48,17 +50,20 @@ def pdn(few: Path, inspectd: Run, tmp_path_factory: pytest.TempPathFactory) -> P
     command = ["distill-teacher", "--images", few, "--out", out, "--backbone", "efficientnet_lite0"]
     done = inspectd(*command, "--steps", "1", "--batch", "1")
     assert done.returncode == 0, done.stderr
-    assert "EfficientAD-S's teacher from 6 pictures" in done.stdout
+    assert "EfficientAD-S's teacher from 7 pictures" in done.stdout
     assert list(out.parent.iterdir()) == [out]
     done = inspectd(*command)
     assert done.returncode == 1
     assert "exists already" in done.stderr
+    done = inspectd("distill-teacher", "--images", few, "--out", out.with_suffix(".pth"))
+    assert done.returncode == 2
+    assert "must end in .safetensors" in " ".join(done.stderr.split())
     return out
 
 
 def test_puad_is_built_on_a_trained_efficientad(few: Path, pdn: Path, inspectd: Run, tmp_path: Path) -> None:
     first, second = tmp_path / "efficientad", tmp_path / "puad"
-    train = ["train", "--good", few]
+    train = ["train", "--good", few / "good", "--calibration-good", few / "calibration"]
     done = inspectd(
         *train, "--detector", "efficientad_s", "--pdn", pdn, "--steps", "1", "--penalty", few, "--out", first
     )
@@ -71,9 +76,13 @@ def test_puad_is_built_on_a_trained_efficientad(few: Path, pdn: Path, inspectd: 
         json.loads((model / "manifest.json").read_text())["files"]["student.safetensors"] for model in (first, second)
     ]
     assert student[0] == student[1]
-    done = inspectd(*train, "--detector", "puad", "--trained", first, "--out", tmp_path / "torn", "--seed", "5")
+    other = ["train", "--good", few / "calibration", "--calibration-good", few / "good"]
+    done = inspectd(*other, "--detector", "puad", "--trained", first, "--out", tmp_path / "torn")
     assert done.returncode == 78
-    assert "learned from images that are held out here" in done.stderr
+    assert "learned from other images" in done.stderr
+    done = inspectd(*train, "--detector", "puad", "--trained", first, "--out", first, "--overwrite")
+    assert done.returncode == 2
+    usable(first, "efficientad_s")
 
 
 def test_a_checkpoint_of_the_public_code_is_calibrated_on_all_good_parts(
@@ -102,6 +111,11 @@ def test_a_checkpoint_of_the_public_code_is_calibrated_on_all_good_parts(
         (["--detector", "rd4ad", "--pdn", "x.pth"], "--pdn serves efficientad_s"),
         (["--detector", "rd4ad", "--skips", "3:2"], "--skips serves sk_rd4ad"),
         (["--epochs", "1", "--steps", "1"], "not both"),
+        (["--detector", "patchcore", "--skips", ""], "--skips serves sk_rd4ad"),
+        (["--detector", "efficientad_s", "--backbone", "resnet18"], "--backbone serves gsk_rd4ad"),
+        (["--weight-unpicturable", "2"], "--weight-unpicturable serves puad"),
+        (["--detector", "rd4ad", "--trained", "x.pth", "--steps", "3"], "--steps is for a training"),
+        (["--detector", "rd4ad", "--trained", "x.pth", "--calibration-good", "x"], "leave --calibration-good out"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_with_the_cure(

@@ -18,7 +18,7 @@ KNOWN = ("rd4ad", "sk_rd4ad")
 
 def make_run(out: Path, *options: str, seed: int = 0) -> Run:
     entry = Entry("rd4ad", "rd4ad", options)
-    return Run("flange", Path("/data/flange"), Path("/data/flange/train/good"), None, entry, seed, "cpu", out)
+    return Run("flange", Path("/data/flange"), "0a1b", Path("/data/flange/train/good"), None, entry, seed, "cpu", out)
 
 
 def make_row(label: str, *values: float | None) -> Row:

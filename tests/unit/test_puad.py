@@ -90,13 +90,13 @@ def network() -> EfficientAD:
 
 @pytest.fixture(scope="module")
 def head(network: EfficientAD) -> Puad:
-    return fit_puad(network, images(2), images(2, seed=1))
+    return fit_puad(network, images(2), images(5, seed=1))
 
 
 def test_both_parts_have_mean_0_and_std_1_on_held_out_good_parts_and_survive_saving(
     network: EfficientAD, head: Puad, tmp_path: Path
 ) -> None:
-    held = images(2, seed=1)
+    held = images(5, seed=1)
     both, picturable = (
         EfficientADDetector(network, puad, "", "cpu").predict(held) for puad in (head, replace(head, weight=0))
     )
@@ -110,16 +110,22 @@ def test_both_parts_have_mean_0_and_std_1_on_held_out_good_parts_and_survive_sav
         assert other.anomaly_score == other.anomaly_map.max()
 
 
-def test_a_single_image_held_out_has_the_std_of_those_learned_from(network: EfficientAD) -> None:
-    alone = fit_puad(network, images(2), images(1, seed=1), feature="teacher")
+def test_held_out_images_that_are_all_alike_have_the_std_of_those_learned_from(network: EfficientAD) -> None:
+    alone = fit_puad(network, images(2), images(1, seed=1) * 5, feature="teacher")
     assert (alone.scales[:, 1] > 0).all()
     assert alone.scales[0, 1] != 1
     assert alone.scales.isfinite().all()
 
 
 def test_too_few_good_parts_are_refused(network: EfficientAD) -> None:
-    with pytest.raises(ArtifactError, match="at least 2 good parts and 1 held out, there are 1 and 0"):
-        fit_puad(network, images(1), [])
+    with pytest.raises(ArtifactError, match="at least 2 good parts and 5 held out, there are 2 and 1"):
+        fit_puad(network, images(2), images(1))
+
+
+def test_good_parts_that_are_held_out_give_a_threshold_above_zero(network: EfficientAD, head: Puad) -> None:
+    detector = EfficientADDetector(network, head, "", "cpu")
+    scores = [prediction.anomaly_score for prediction in detector.predict(images(5, seed=1))]
+    assert max(scores) > 0.1
 
 
 def test_a_puad_file_that_does_not_fit_is_refused(network: EfficientAD, head: Puad, tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def figures(
         "true_reject_at_1_interval": [0.1 * quality, 0.25 * quality],
         "true_reject_at_5": 0.22 * quality,
         "true_reject_at_5_interval": [None, None],
+        "f1_max": 0.9,
+        "pro_per_image_rd": None,
         "false_reject_rate": sum(p["defect"] == "good" and p["rejected"] for p in parts) / 40,
         "false_reject_interval": [0.0, 0.1],
         "escape_rate": sum(missed.values()) / (20 * len(kinds)),
