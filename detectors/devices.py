@@ -1,8 +1,11 @@
 """Where networks run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from detectors.base import ArtifactError
+from detectors.base import ArtifactError, DeviceLostError
 
 
 def choose(device: str, threads: int = 0) -> str:
@@ -17,6 +20,15 @@ def choose(device: str, threads: int = 0) -> str:
     if device == "cuda" and not present:
         raise ArtifactError('device "cuda" is asked for, but PyTorch sees no GPU; use "auto" or install the driver')
     return "cuda" if present and device != "cpu" else "cpu"
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Turn the failure of a GPU into `DeviceLostError`."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLostError(f"the GPU failed: {error}") from error
 
 
 def batch_size(device: str) -> int:

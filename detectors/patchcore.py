@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from detectors import artifact
-from detectors.base import ArtifactError, DetectorName, DeviceLostError, Image, Prediction
+from detectors.base import ArtifactError, DetectorName, Image, Prediction
+from detectors.devices import watched
 from detectors.preprocess import Preprocess
 from detectors.teacher import Teacher
 
@@ -34,10 +35,8 @@ class PatchCoreDetector:
     @torch.inference_mode()
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """Judge one after the other; `DeviceLostError` if the GPU does not answer any more."""
-        try:
+        with watched():
             return [self._judge(image) for image in images]
-        except torch.AcceleratorError as error:
-            raise DeviceLostError(f"the GPU failed: {error}") from error
 
     def _judge(self, image: Image) -> Prediction:
         size = self._preprocess.size

@@ -7,7 +7,8 @@ from typing import Any, get_args
 import torch
 
 from detectors import artifact
-from detectors.base import ArtifactError, DeviceLostError, Image, Prediction
+from detectors.base import ArtifactError, Image, Prediction
+from detectors.devices import watched
 from detectors.efficientad.anomaly_map import align, combine, differences
 from detectors.efficientad.mahalanobis import Mahalanobis
 from detectors.efficientad.network import FEATURES, PDN, PIXELS, PREPROCESS, SIZES, EfficientAD, Size
@@ -54,15 +55,13 @@ class EfficientADDetector:
         """
         if not images:
             return []
-        try:
+        with watched():
             pixels = PREPROCESS.normalise(PREPROCESS.resize(images).to(self._device))
             taught, student, autoencoder = self._network(pixels.contiguous(memory_format=torch.channels_last))
             maps = align(combine(differences(taught, student, autoencoder), self._network.quantiles))
             if self._puad:
                 maps = self._puad.lift(maps, taught, student)
             arrays = maps.cpu().numpy()
-        except torch.AcceleratorError as error:
-            raise DeviceLostError(f"the GPU failed: {error}") from error
         return [Prediction(float(array.max()), array) for array in arrays]
 
 

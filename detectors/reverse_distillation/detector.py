@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from detectors import artifact
-from detectors.base import ArtifactError, DeviceLostError, Image, Prediction
+from detectors.base import ArtifactError, Image, Prediction
+from detectors.devices import watched
 from detectors.preprocess import Preprocess
 from detectors.reverse_distillation.anomaly_map import AnomalyMap, anomaly_score
 from detectors.reverse_distillation.network import ReverseDistillation
@@ -40,13 +41,11 @@ class ReverseDistillationDetector:
         """
         if not images:
             return []
-        try:
+        with watched():
             pixels = self._preprocess.resize(images).to(self._device)
             maps = self._map(*self._network(self._preprocess.normalise(pixels)))
-            scores = anomaly_score(maps).tolist()
-        except torch.AcceleratorError as error:
-            raise DeviceLostError(f"the GPU failed: {error}") from error
-        return [Prediction(score, array) for score, array in zip(scores, maps.cpu().numpy(), strict=True)]
+            scores, arrays = anomaly_score(maps).tolist(), maps.cpu().numpy()
+        return [Prediction(score, array) for score, array in zip(scores, arrays, strict=True)]
 
 
 def load(folder: Path, manifest: artifact.Manifest, device: str) -> ReverseDistillationDetector:
