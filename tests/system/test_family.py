@@ -61,6 +61,7 @@ def pdn(few: Path, inspectd: Run, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
+@pytest.mark.timeout(300)  # five commands, and seconds for each image
 def test_puad_is_built_on_a_trained_efficientad(few: Path, pdn: Path, inspectd: Run, tmp_path: Path) -> None:
     first, second = tmp_path / "efficientad", tmp_path / "puad"
     train = ["train", "--good", few / "good", "--calibration-good", few / "calibration"]
