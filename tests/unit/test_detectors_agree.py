@@ -42,7 +42,7 @@ def efficientad() -> EfficientAD:
 
 def puad() -> Detector:
     rng = np.random.default_rng(0)
-    good = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
+    good = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(7)]
     network = efficientad()
     return EfficientADDetector(network, fit_puad(network, good[:2], good[2:]), "puad", "cpu")
 
