@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectors.base import ArtifactError
 
@@ -118,6 +119,30 @@ def load_tensors(folder: Path, manifest: Manifest, name: str) -> dict[str, Tenso
             f"{path} has been changed since training (its SHA-256 differs); copy the model folder again"
         )
     return read_tensors(path)
+
+
+@contextmanager
+def usable(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """Say of whatever fails while a detector is built from a model folder that the folder is to blame.
+
+    Raises:
+        ArtifactError: settings or tensors that are missing or do not belong together.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{folder} holds no usable {manifest.detector}: {error!s:.300}; train it again") from error
+
+
+def load_learned(network: nn.Module, folder: Path, manifest: Manifest, name: str) -> None:
+    """Fill a network, all but the part called `teacher`, with a file of tensors.
+
+    Raises:
+        ArtifactError: as `load_tensors`, or the tensors are another network's.
+    """
+    missing, unexpected = network.load_state_dict(load_tensors(folder, manifest, name), strict=False)
+    if unexpected or any(not key.startswith("teacher.") for key in missing):
+        raise ArtifactError(f"{folder / name} holds another network than {MANIFEST} says; train it again")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from detectors import artifact
-from detectors.base import ArtifactError, DetectorName, Image, Prediction
+from detectors.base import DetectorName, Image, Prediction
 from detectors.devices import watched
 from detectors.preprocess import Preprocess
 from detectors.teacher import Teacher
@@ -88,11 +88,9 @@ def save(folder: Path, teacher: Teacher, bank: Tensor, preprocess: Preprocess, t
 def load(folder: Path, manifest: artifact.Manifest, device: str) -> PatchCoreDetector:
     """Put a saved model on `device`; `ArtifactError` if files are torn, edited or do not belong together."""
     said = manifest.settings
-    try:
+    with artifact.usable(folder, manifest):
         teacher = Teacher(said["backbone"])
         teacher.backbone.load_state_dict(artifact.load_tensors(folder, manifest, TEACHER))
         bank = artifact.load_tensors(folder, manifest, BANK)["bank"]
         preprocess = Preprocess(said["size"], tuple(said["mean"]), tuple(said["std"]))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"{folder} holds no usable {manifest.detector}: {error!s:.300}; train it again") from error
     return PatchCoreDetector(teacher, bank, preprocess, manifest.fingerprint, device)

@@ -106,36 +106,24 @@ def _placed(network: EfficientAD, device: str) -> EfficientAD:
 
 
 def _network(folder: Path, manifest: artifact.Manifest) -> EfficientAD:
-    try:
+    with artifact.usable(folder, manifest):
         teacher = PDN(_size(manifest.settings))
         teacher.load_state_dict(artifact.load_tensors(folder, manifest, TEACHER))
         network = EfficientAD(teacher)
-        missing, unexpected = network.load_state_dict(artifact.load_tensors(folder, manifest, STUDENT), strict=False)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise _unusable(folder, manifest, error) from error
-    if unexpected or any(not key.startswith("teacher.") for key in missing):
-        raise ArtifactError(f"{folder / STUDENT} holds another network than {artifact.MANIFEST} says; train it again")
+        artifact.load_learned(network, folder, manifest, STUDENT)
     return network
 
 
 def _puad(folder: Path, manifest: artifact.Manifest) -> Puad:
     settings = manifest.settings
-    try:
+    with artifact.usable(folder, manifest):
         tensors = artifact.load_tensors(folder, manifest, PUAD)
         mean, factor, scales = tensors["mean"], tensors["factor"], tensors["scales"]
         if (mean.shape, factor.shape, scales.shape) != ((FEATURES,), (FEATURES, FEATURES), (2, 2)):
-            raise ValueError(f"{PUAD} holds tensors of other shapes")  # noqa: TRY301 -- told like what is missing
+            raise ValueError(f"{PUAD} holds tensors of other shapes")
         if settings["feature"] not in get_args(Feature):
-            raise ValueError(f"its feature is {settings['feature']!r}")  # noqa: TRY301 -- told like what is missing
+            raise ValueError(f"its feature is {settings['feature']!r}")
         return Puad(Mahalanobis(mean, factor), scales, settings["feature"], float(settings["weight_unpicturable"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _unusable(folder, manifest, error) from error
-
-
-def _unusable(folder: Path, manifest: artifact.Manifest, error: Exception) -> ArtifactError:
-    return ArtifactError(
-        f"{folder} does not hold a model that {manifest.detector} can use: {error!s:.300}; train it again"
-    )
 
 
 def _size(settings: dict[str, Any]) -> Size:

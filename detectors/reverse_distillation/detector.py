@@ -55,20 +55,14 @@ def load(folder: Path, manifest: artifact.Manifest, device: str) -> ReverseDisti
         ArtifactError: files that are torn, edited or do not belong together.
     """
     settings: dict[str, Any] = manifest.settings
-    try:
+    with artifact.usable(folder, manifest):
         teacher = Teacher(settings["backbone"])
         skips = tuple((a, b) for a, b in settings["skips"])
         gate, projected = float(settings["gate"]), bool(settings["projected"])
         network = ReverseDistillation(teacher, skips, gate=gate, projected=projected)
         preprocess = Preprocess(int(settings["size"]), tuple(settings["mean"]), tuple(settings["std"]))
         teacher.backbone.load_state_dict(artifact.load_tensors(folder, manifest, TEACHER))
-        missing, unexpected = network.load_state_dict(artifact.load_tensors(folder, manifest, STUDENT), strict=False)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{folder} does not hold a model that {manifest.detector} can use: {error!s:.300}; train it again"
-        ) from error
-    if unexpected or any(not key.startswith("teacher.") for key in missing):
-        raise ArtifactError(f"{folder / STUDENT} holds another network than {artifact.MANIFEST} says; train it again")
+        artifact.load_learned(network, folder, manifest, STUDENT)
     return ReverseDistillationDetector(network, preprocess, manifest.fingerprint, device)
 
 
