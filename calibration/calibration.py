@@ -5,14 +5,22 @@ import json
 import math
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from calibration.quantile import conformal_rank, false_reject_interval, smallest_sample, upper_quantile
+from calibration.quantile import false_reject_interval, smallest_sample, smallest_tolerance_sample
+from calibration.tail import Tail, fit_tail
+from calibration.threshold import FEWEST_FOR_TAIL, Method, choose, effective_number
+
+CONFIDENCE = 0.95
+"""Of the tolerance method, unless another is asked for."""
+LEAST_P = 1e-9
+"""No p-value is below this: further out, the fitted tail is a guess."""
 
 _ROWS = 16
 _BAR = 40
@@ -23,36 +31,81 @@ class CalibrationError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where scores come from, and who answers for them.
+
+    `model` is the fingerprint of weights, preprocessing and scoring; `engine` is what computed; `regions` is the
+    fingerprint of masks and region rules, empty without any; `data_sha256` stands for the images; `made_at` becomes
+    UTC.
+    """
+
+    model: str
+    data_sha256: str
+    made_at: datetime
+    engine: str = ""
+    regions: str = ""
+    made_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Appearance:
+    """How the good parts' images looked: for each canary one value an image, and their mean as a base64 thumbnail."""
+
+    canaries: dict[str, tuple[float, ...]]
+    thumbnail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """What one model says of good parts, and the limit that follows. Made by `fit`, never by hand.
 
-    `id` is 12 hex digits that change with any other field. `threshold` and `scores` (ascending) are in the
-    detector's units. `alpha` is the share of good parts that may be rejected, as asked; `alpha_carried` is
-    what this many parts can promise. `data_sha256` stands for the images, `made_at` is UTC.
+    `id` is 12 hex digits that change with any other field. Scores (ascending) and thresholds are in the detector's
+    units. `alpha` is the share of good parts that may be rejected; parts above `fail_threshold`, at most a share
+    `fail_alpha` of the good ones, are failed, and those between both thresholds are uncertain; without that band the
+    two are equal. `asked` is the method that was asked for, None for the firmest. `groups` names the group of each
+    score by its number, and is empty where every part stands for itself.
     """
 
     id: str
     threshold: float
     alpha: float
-    alpha_carried: float
+    confidence: float
+    asked: Method | None
+    method: Method
+    why: str
+    n_effective: int
+    rank: int
+    rank_effective: int
+    fail_alpha: float | None
+    fail_method: Method | None
+    fail_threshold: float
+    tail: Tail | None
+    provenance: Provenance
     scores: tuple[float, ...] = field(repr=False)
-    detector_fingerprint: str
-    made_at: datetime
-    data_sha256: str
-    method: Literal["conformal"] = "conformal"
+    groups: tuple[int, ...] = field(repr=False)
+    appearance: Appearance | None = field(repr=False)
 
     def passes(self, score: float) -> bool:
         """Say whether a part passes: up to and including the threshold, never for NaN."""
         return score <= self.threshold
 
     def p_value(self, score: float) -> float:
-        """Return the conformal p-value (1 + #{scores ≥ score}) / (n + 1); NaN for NaN.
+        """Return the share of good parts that look at least this unusual; NaN for NaN.
 
-        Where the parts carry alpha, a part passes exactly if its p-value exceeds alpha.
+        Conformal, (1 + #{scores ≥ score}) / (n + 1), down to the largest score; above that the fitted tail goes on
+        from 1 / (n + 1), never below 1e-9. n is the effective number. Never rises with the score.
         """
         if math.isnan(score):
             return math.nan
-        return (1 + self.good_parts - bisect_left(self.scores, score)) / (self.good_parts + 1)
+        above = len(self.scores) - bisect_left(self.scores, score)
+        n = self.n_effective
+        if above:
+            return (1 + above * n / len(self.scores)) / (n + 1)
+        least = 1 / (n + 1)
+        at_largest = self.tail.exceeded(self.scores[-1]) if self.tail else 0.0
+        if self.tail is None or at_largest == 0:
+            return least
+        return max(LEAST_P, least * self.tail.exceeded(score) / at_largest)
 
     @property
     def good_parts(self) -> int:
@@ -61,94 +114,247 @@ class Calibration:
 
     @property
     def carries(self) -> bool:
-        """Whether the good parts are enough for the alpha that was asked."""
-        return conformal_rank(self.good_parts, self.alpha) is not None
+        """Whether the good parts are enough for a promise of the alpha that was asked."""
+        return self.method in {Method.tolerance, Method.conformal}
 
     @property
-    def rank(self) -> int:
-        """Which of the ascending scores the threshold is, counted from 1."""
-        return conformal_rank(self.good_parts, self.alpha) or self.good_parts
+    def alpha_carried(self) -> float:
+        """The share of good parts of which it is promised, whatever the scores' distribution, that no more is rejected.
+
+        By `tolerance` with the confidence; otherwise on average over calibrations like this one.
+        """
+        return self.alpha if self.carries else self.expected_false_rejects
 
     @property
     def expected_false_rejects(self) -> float:
-        """The share of good parts that is rejected, on average over calibrations like this one."""
-        return (self.good_parts + 1 - self.rank) / (self.good_parts + 1)
+        """The largest share of good parts that is rejected on average over calibrations like this one."""
+        return (self.n_effective + 1 - self.rank_effective) / (self.n_effective + 1)
 
     @property
     def false_reject_interval(self) -> tuple[float, float]:
         """The shares between which the true false-reject rate lies for 90 % of such calibrations."""
-        return false_reject_interval(self.good_parts, self.rank)
+        low, high = false_reject_interval(self.n_effective, self.rank_effective)
+        # A fitted tail and an interpolated quantile lie above their rank's score: only the upper bound holds.
+        return (low if self.method not in {Method.tail, Method.quantile} else 0.0, high)
 
 
 def fit(
-    scores: ArrayLike, *, alpha: float, detector_fingerprint: str, data_sha256: str, made_at: datetime
+    scores: ArrayLike,
+    *,
+    alpha: float,
+    provenance: Provenance,
+    confidence: float = CONFIDENCE,
+    method: Method | None = None,
+    groups: Sequence[str] = (),
+    fail_alpha: float | None = None,
+    appearance: Appearance | None = None,
 ) -> Calibration:
     """Choose a threshold from the scores of good parts, none of which may have trained the model.
 
+    Args:
+        scores: One number for each good part, in any order.
+        alpha: The share of good parts that may be rejected, between 0 and 1.
+        provenance: Where the scores come from.
+        confidence: Of the tolerance method.
+        method: This one instead of the firmest.
+        groups: For each score the part, lot or burst it belongs to; empty where every part stands for itself.
+        fail_alpha: A share below alpha: only above its threshold a part fails, between the two it is uncertain.
+        appearance: How the images looked.
+
     Raises:
-        CalibrationError: A score is not finite, there is none, `alpha` is out of range, `made_at` has no time
-            zone, or the threshold is not above zero.
+        CalibrationError: A score is not finite, there is none, a share is out of range, the parts are too few for the
+            method, `made_at` has no time zone, or the threshold is not above zero.
     """
     try:
-        quantile = upper_quantile(scores, alpha)
+        values, numbers = _in_order(scores, groups)
+        n = effective_number(values, [str(number) for number in numbers]) if numbers else values.size
+        choice = choose(values, alpha, confidence=confidence, n_effective=n, method=method)
+        if fail_alpha is None:
+            fails = choice
+        elif fail_alpha < alpha:
+            fails = choose(values, fail_alpha, confidence=confidence, n_effective=n, method=method)
+        else:
+            raise ValueError(f"the share that fails, {fail_alpha:g}, must be below α, {alpha:g}")  # noqa: TRY301
     except ValueError as error:
         raise CalibrationError(f"no threshold can be chosen: {error}") from error
-    if quantile.threshold <= 0:
+    if choice.threshold <= 0:
         raise CalibrationError(
-            f"the threshold would be {quantile.threshold:g}, but scores are reported as multiples of it, so it"
+            f"the threshold would be {choice.threshold:g}, but scores are reported as multiples of it, so it"
             " must be above zero: choose a smaller α or give more good parts; if that does not help, the model cannot"
             " tell these parts apart"
         )
-    if made_at.tzinfo is None:
-        raise CalibrationError(f"made_at is {made_at}, without a time zone: give UTC")
-    unnamed = Calibration(
-        id="",
-        threshold=quantile.threshold,
-        alpha=alpha,
-        alpha_carried=quantile.alpha_carried,
-        scores=tuple(np.sort(np.asarray(scores, dtype=np.float64)).tolist()),
-        detector_fingerprint=detector_fingerprint,
-        made_at=made_at.astimezone(UTC),
-        data_sha256=data_sha256,
+    if provenance.made_at.tzinfo is None:
+        raise CalibrationError(f"made_at is {provenance.made_at}, without a time zone: give UTC")
+    return named(
+        Calibration(
+            id="",
+            threshold=choice.threshold,
+            alpha=alpha,
+            confidence=confidence,
+            asked=method,
+            method=choice.method,
+            why=choice.why,
+            n_effective=n,
+            rank=choice.rank,
+            rank_effective=choice.rank_effective,
+            fail_alpha=fail_alpha,
+            fail_method=None if fail_alpha is None else fails.method,
+            fail_threshold=max(choice.threshold, fails.threshold),
+            tail=fit_tail(values) if values.size >= FEWEST_FOR_TAIL else None,
+            provenance=replace(provenance, made_at=provenance.made_at.astimezone(UTC)),
+            scores=tuple(values.tolist()),
+            groups=tuple(numbers),
+            appearance=appearance,
+        )
     )
-    text = json.dumps(content(unnamed), sort_keys=True)
-    return replace(unnamed, id=hashlib.sha256(text.encode()).hexdigest()[:12])
+
+
+def with_alpha(calibration: Calibration, alpha: float) -> Calibration | None:
+    """Return what the same scores give for another alpha; None where the method that was asked for cannot."""
+    try:
+        return fit(
+            calibration.scores,
+            alpha=alpha,
+            provenance=calibration.provenance,
+            confidence=calibration.confidence,
+            method=calibration.asked,
+            groups=[f"{group:09}" for group in calibration.groups],
+        )
+    except CalibrationError:
+        return None
+
+
+def named(calibration: Calibration) -> Calibration:
+    """Return the calibration with the id that follows from its content."""
+    text = json.dumps(content(calibration), sort_keys=True)
+    return replace(calibration, id=hashlib.sha256(text.encode()).hexdigest()[:12])
 
 
 def content(calibration: Calibration) -> dict[str, Any]:
     """Return every field but the id, as values that JSON can hold without loss."""
     fields = asdict(calibration)
     del fields["id"]
-    return fields | {"made_at": calibration.made_at.isoformat(), "scores": list(calibration.scores)}
+    fields["provenance"]["made_at"] = calibration.provenance.made_at.isoformat()
+    if calibration.appearance:
+        fields["appearance"]["canaries"] = {k: list(v) for k, v in calibration.appearance.canaries.items()}
+    return fields | {"scores": list(calibration.scores), "groups": list(calibration.groups)}
+
+
+def promise(calibration: Calibration) -> str:
+    """Say in a sentence what is promised, and how firmly."""
+    asked, carried = stated(calibration.alpha), _carried(calibration)
+    average = "on average over calibrations like this one"
+    match calibration.method:
+        case Method.tolerance:
+            what = f"at most {asked} are rejected, with {stated(calibration.confidence)} confidence"
+        case Method.conformal:
+            what = f"at most {asked} are rejected, {average}"
+        case Method.tail:
+            what = f"about {asked} are rejected if the fitted tail is right, and at most {carried} {average} if not"
+        case _:
+            what = f"at most {carried} are rejected, {average}; nothing is promised of {asked}"
+    return f"of good parts like these {what}"
+
+
+def shortage(calibration: Calibration) -> str:
+    """Say what is missing for a promise of the alpha that was asked; empty where nothing is."""
+    if calibration.carries:
+        return ""
+    asked, n = stated(calibration.alpha), calibration.n_effective
+    needed = smallest_sample(calibration.alpha)
+    if n >= needed:
+        return f"the method {calibration.method} promises nothing of α = {asked}; leave the method open"
+    parts = (
+        f"{n} good parts" if n == calibration.good_parts else f"{calibration.good_parts} good parts count as {n}, and"
+    )
+    return f"{parts} carry no less than α = {100 / (n + 1):.3g} %; {asked} needs {needed}"
 
 
 def describe(calibration: Calibration) -> str:
     """Write what an engineer should read before signing: the promise, how sure it is, and the scores."""
+    made = calibration.provenance
+    n = f"{calibration.good_parts}"
+    if calibration.groups:
+        n += f" in {len(set(calibration.groups))} groups, which count as {calibration.n_effective}"
+    beyond = "" if calibration.threshold == calibration.scores[calibration.rank - 1] else "above "
+    lines = [
+        f"Calibration    {calibration.id}, {made.made_at:%Y-%m-%d %H:%M} UTC"
+        + (f", {made.made_by}" * bool(made.made_by)),
+        f"Model          {made.model}" + f", {made.engine}" * bool(made.engine),
+        f"Images         sha256 {made.data_sha256}",
+        *([f"Regions        {made.regions}"] if made.regions else []),
+        f"Good parts     {n}",
+        f"α              {stated(calibration.alpha)} asked, {_carried(calibration)} carried",
+        f"Method         {calibration.method}: {calibration.why}",
+        f"Threshold      {calibration.threshold:.6g}, {beyond}score {calibration.rank} of {calibration.good_parts}",
+        *_band(calibration),
+        f"Promise        {promise(calibration)},",
+        "               while parts, light and camera stay as they were",
+        f"False rejects  {expectation(calibration)}",
+    ]
+    if missing := shortage(calibration):
+        more = smallest_sample(calibration.alpha) - calibration.n_effective
+        cure = f": add {more} and calibrate again" if more > 0 else ""
+        lines += ["", f"!!! NO PROMISE OF α = {stated(calibration.alpha)} !!! {missing}{cure}"]
+    elif calibration.method is Method.conformal:
+        firm = smallest_tolerance_sample(calibration.alpha, calibration.confidence)
+        lines += [
+            "",
+            f"With {firm} good parts the promise would hold with {stated(calibration.confidence)} confidence.",
+        ]
+    return "\n".join([*lines, "", "Scores of the good parts, from; how many", *_histogram(calibration), ""])
+
+
+def expectation(calibration: Calibration) -> str:
+    """Say how many good parts of a round number are expected to be rejected, and between what bounds."""
     expected = calibration.expected_false_rejects
     low, high = calibration.false_reject_interval
     parts = 10 ** max(3, math.ceil(-math.log10(expected)))
-    asked = f"{100 * calibration.alpha:g} %"
-    carried = asked if calibration.carries else f"{100 * calibration.alpha_carried:.2g} %"
-    promise = (
-        f"of {parts} good parts expect {expected * parts:.0f} rejected"
+    most = "at most " if calibration.method in {Method.tail, Method.quantile} else ""
+    return (
+        f"of {parts} good parts expect {most}{expected * parts:.0f} rejected"
         f" (90 % of such calibrations: {low * parts:.0f} to {high * parts:.0f})"
     )
-    lines = [
-        f"Calibration    {calibration.id}, {calibration.made_at:%Y-%m-%d %H:%M} UTC, {calibration.method}",
-        f"Model          {calibration.detector_fingerprint}",
-        f"Images         sha256 {calibration.data_sha256}",
-        f"Good parts     {calibration.good_parts}",
-        f"α              {asked} asked, {carried} carried",
-        f"Threshold      {calibration.threshold:.6g}, score {calibration.rank} of {calibration.good_parts}",
-        f"False rejects  {promise}",
-        "               while parts, light and camera stay as they were",
-    ]
-    if not calibration.carries:
-        needed = smallest_sample(calibration.alpha)
-        shortage = f"{calibration.good_parts} good parts carry no less than α = {carried}; {asked} needs {needed}"
-        missing = needed - calibration.good_parts
-        lines += ["", f"!!! TOO FEW GOOD PARTS !!! {shortage}: add {missing} and calibrate again"]
-    return "\n".join([*lines, "", "Scores of the good parts, from; how many", *_histogram(calibration), ""])
+
+
+def _band(calibration: Calibration) -> list[str]:
+    if calibration.fail_alpha is None:
+        return []
+    fails = f"above {calibration.fail_threshold:.6g} (α = {share(calibration.fail_alpha)}, {calibration.fail_method})"
+    if calibration.fail_threshold == calibration.threshold:
+        return [f"Uncertain      none: a part fails {fails} too"]
+    return [f"Uncertain      above the threshold; a part fails {fails}"]
+
+
+def _in_order(scores: ArrayLike, groups: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
+    """Return the scores ascending, and the number of each one's group, whatever order they came in."""
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"scores must be a list of at least one number, not an array of shape {values.shape}")
+    if not np.isfinite(values).all():
+        position = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"score {position + 1} of {values.size} is {values[position]}, not a finite number")
+    if not groups:
+        return np.sort(values), []
+    if len(groups) != values.size:
+        raise ValueError(f"{len(groups)} groups for {values.size} scores")
+    _, numbers = np.unique(np.asarray(groups), return_inverse=True)
+    order = np.lexsort((numbers, values))
+    return values[order], numbers[order].tolist()
+
+
+def _carried(calibration: Calibration) -> str:
+    return stated(calibration.alpha) if calibration.carries else share(calibration.alpha_carried)
+
+
+def stated(share: float) -> str:
+    """Write a share as it was asked, to the last digit."""
+    return f"{100 * share:g} %"
+
+
+def share(value: float) -> str:
+    """Write a share that was reckoned: to two digits, or as far as it differs from all."""
+    return f"{100 * value:.4g} %" if value > 0.9 else f"{100 * value:.2g} %"  # noqa: PLR2004 -- 2g gives 1e+02
 
 
 def _histogram(calibration: Calibration) -> list[str]:
@@ -164,6 +370,9 @@ def _histogram(calibration: Calibration) -> list[str]:
     lines = []
     for index in range(_ROWS if width else 1):
         bar = "#" * math.ceil(_BAR * counts[index] / fullest)
-        mark = "  <-- threshold" if index == row(calibration.threshold) else ""
+        inside = calibration.threshold <= highest and index == row(calibration.threshold)
+        mark = "  <-- threshold" if inside else ""
         lines.append(f"{lowest + index * width:>12.6g} {counts[index]:>7} {bar}{mark}".rstrip())
+    if calibration.threshold > highest:
+        lines.append(f"{calibration.threshold:>12.6g} {0:>7}   <-- threshold")
     return lines

@@ -1,14 +1,18 @@
-"""A calibration as a JSON file beside its model."""
+"""A calibration as a JSON file beside its model, a proposal for another, and those that were in force before."""
 
 import json
+import math
 import os
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from calibration.calibration import Calibration, CalibrationError, content, fit
+from calibration.calibration import Appearance, Calibration, CalibrationError, Provenance, content, fit, named
+from calibration.tail import Tail
+from calibration.threshold import Method
 
-SCHEMA = "inspectd.calibration/1"
+SCHEMA = "inspectd.calibration/2"
 
 
 def save(calibration: Calibration, path: Path) -> None:
@@ -17,11 +21,123 @@ def save(calibration: Calibration, path: Path) -> None:
     Raises:
         OSError: The folder is missing, full or read-only; the file that was there is untouched.
     """
+    write_whole(path, json.dumps(_document(calibration), indent=1, allow_nan=False) + "\n")
+
+
+def load(path: Path, model: str, regions: str = "") -> Calibration:
+    """Read the calibration of one model, judged within certain regions.
+
+    The threshold is chosen again from the stored scores and must come out the same, and so must the id: what
+    was edited by hand is refused rather than trusted.
+
+    Raises:
+        CalibrationError: The file is missing, torn, of an unknown version, edited, or made for another model or for
+            other masks and region rules.
+    """
+    calibration = read(path)
+    made = calibration.provenance
+    if made.model != model:
+        raise CalibrationError(f"{path}: made for another model: {made.model}, not {model}; run `inspectd calibrate`")
+    if made.regions != regions:
+        raise CalibrationError(
+            f"{path}: made with other masks or region rules ({made.regions or 'none'}, not {regions or 'none'}); "
+            "run `inspectd calibrate --config FILE --station NAME`"
+        )
+    return calibration
+
+
+def read(path: Path) -> Calibration:
+    """Read a calibration, of whatever model.
+
+    Raises:
+        CalibrationError: As `load`, but for the model and the regions.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CalibrationError(f"{path}: there is no calibration; run `inspectd calibrate`") from error
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CalibrationError(f"{path}: torn or not JSON: {error}; run `inspectd calibrate`") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise CalibrationError(
+            f"{path}: version {schema!r} is unknown, {SCHEMA!r} is read here; run `inspectd calibrate`"
+        )
+    return _rebuild(document, path)
+
+
+def propose(calibration: Calibration, path: Path) -> Path:
+    """Lay a calibration beside the one in force, where `accept` finds it; return its path.
+
+    Raises:
+        OSError: As `save`.
+    """
+    save(calibration, proposal(path))
+    return proposal(path)
+
+
+def proposal(path: Path) -> Path:
+    """Where the proposal for a calibration lies."""
+    return path.with_suffix(".proposed.json")
+
+
+def accept(path: Path) -> Calibration:
+    """Put the proposal in force; the calibration that was is kept in the history.
+
+    Raises:
+        CalibrationError: There is no proposal, or it cannot be trusted.
+        OSError: As `save`; whatever happens, one of the two is in force.
+    """
+    proposed = proposal(path)
+    if not proposed.exists():
+        raise CalibrationError(
+            f"{proposed}: there is no proposal; run `inspectd calibrate` with the reviewed good parts"
+        )
+    calibration = read(proposed)
+    install(calibration, path)
+    proposed.unlink()
+    return calibration
+
+
+def history(path: Path) -> list[Calibration]:
+    """The calibrations that were in force before, the one that was replaced last coming first.
+
+    Raises:
+        CalibrationError: One of them cannot be trusted.
+    """
+    files = sorted(_archive(path).glob("*.json"), reverse=True) if _archive(path).is_dir() else []
+    return [read(file) for file in files]
+
+
+def roll_back(path: Path, calibration_id: str | None = None) -> Calibration:
+    """Put an earlier calibration in force again, by its id or the last one; the present one joins the history.
+
+    Raises:
+        CalibrationError: There is no such calibration, or it cannot be trusted.
+        OSError: As `save`.
+    """
+    earlier = history(path)
+    chosen = next((one for one in earlier if calibration_id in {None, one.id}), None)
+    if chosen is None:
+        known = ", ".join(one.id for one in earlier) or "none"
+        which = f" {calibration_id}" if calibration_id else ""
+        raise CalibrationError(f"{path}: no earlier calibration{which}; known: {known}")
+    install(chosen, path)
+    return chosen
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that after a crash or a power cut either the old one or the new one is there, whole.
+
+    Raises:
+        OSError: The folder is missing, full or read-only; the file that was there is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(_document(calibration), file, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -34,54 +150,75 @@ def save(calibration: Calibration, path: Path) -> None:
         os.close(folder)
 
 
-def load(path: Path, detector_fingerprint: str) -> Calibration:
-    """Read the calibration of one model.
-
-    The threshold is chosen again from the stored scores and must come out the same, and so must the id: what
-    was edited by hand is refused rather than trusted.
+def install(calibration: Calibration, path: Path) -> None:
+    """Put a calibration in force; the one that was is kept in the history, if it could be trusted.
 
     Raises:
-        CalibrationError: The file is missing, torn, of an unknown version, edited, or made for another model.
+        OSError: As `save`; whatever happens, one of the two is in force.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CalibrationError(f"{path}: there is no calibration; run `inspectd calibrate`") from error
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CalibrationError(f"{path}: torn or not JSON: {error}; run `inspectd calibrate`") from error
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        raise CalibrationError(f"{path}: version {schema!r} is unknown, {SCHEMA!r} is read here")
-    calibration = _rebuild(document, path)
-    if calibration.detector_fingerprint != detector_fingerprint:
-        raise CalibrationError(
-            f"{path}: made for another model: {calibration.detector_fingerprint}, not {detector_fingerprint};"
-            " run `inspectd calibrate`"
-        )
-    return calibration
+        present = read(path)
+    except CalibrationError:
+        present = None  # none, or none that could be trusted again
+    if present:
+        archive = _archive(path)
+        archive.mkdir(exist_ok=True)
+        numbers = [int(file.name.split("-")[0]) for file in archive.glob("*-*.json")]
+        save(present, archive / f"{max(numbers, default=0) + 1:06}-{present.id}.json")
+    save(calibration, path)
+
+
+def _archive(path: Path) -> Path:
+    return path.with_suffix(".history")
 
 
 def _rebuild(document: dict[str, Any], path: Path) -> Calibration:
     """Fit again from the stored scores, and refuse whatever does not come out as it is stored."""
     try:
-        calibration = fit(
+        made = document["provenance"]
+        looks = document["appearance"]
+        tail = document["tail"]
+        fitted = fit(
             document["scores"],
             alpha=document["alpha"],
-            detector_fingerprint=document["detector_fingerprint"],
-            data_sha256=document["data_sha256"],
-            made_at=datetime.fromisoformat(document["made_at"]),
+            confidence=document["confidence"],
+            method=None if document["asked"] is None else Method(document["asked"]),
+            groups=[f"{number:09}" for number in document["groups"]],
+            fail_alpha=document["fail_alpha"],
+            provenance=Provenance(**made | {"made_at": datetime.fromisoformat(made["made_at"])}),
+            appearance=looks and Appearance({k: tuple(v) for k, v in looks["canaries"].items()}, looks["thumbnail"]),
+        )
+        refitted = json.loads(json.dumps(_document(fitted)))
+        both = document.keys() & refitted
+        keys = document.keys() ^ refitted | {key for key in both if not _agree(document[key], refitted[key])}
+        # The last digit of a fitted number may depend on the machine, and the id with it; the file's own are kept.
+        kept = named(
+            replace(
+                fitted,
+                threshold=document["threshold"],
+                fail_threshold=document["fail_threshold"],
+                tail=tail and Tail(**tail),
+            )
         )
     except KeyError as error:
         raise CalibrationError(f"{path}: edited: {error} is missing; run `inspectd calibrate`") from error
-    except (CalibrationError, OverflowError, TypeError, ValueError) as error:
+    except (CalibrationError, AttributeError, OverflowError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path}: edited: {error}; run `inspectd calibrate`") from error
-    fitted = _document(calibration)
-    if document != fitted:
-        keys = sorted(key for key in document.keys() | fitted if document.get(key) != fitted.get(key))
-        raise CalibrationError(f"{path}: edited: {', '.join(keys)} not as calibrated; run `inspectd calibrate`")
-    return calibration
+    keys = keys - {"id"} or ({"id"} if kept.id != document.get("id") else set())
+    if keys:
+        raise CalibrationError(f"{path}: edited: {', '.join(sorted(keys))} not as calibrated; run `inspectd calibrate`")
+    return kept
+
+
+def _agree(stored: Any, fitted: Any) -> bool:
+    """Whether two JSON values are the same, floats but for the last digits."""
+    if type(stored) is not type(fitted):
+        return False
+    if isinstance(fitted, dict):
+        return stored.keys() == fitted.keys() and all(_agree(stored[key], fitted[key]) for key in fitted)
+    if isinstance(fitted, float):
+        return math.isclose(stored, fitted, rel_tol=1e-9)
+    return bool(stored == fitted)
 
 
 def _document(calibration: Calibration) -> dict[str, Any]:

@@ -218,7 +218,8 @@ def _suggestion(section: str, name: str) -> str:
     siblings = [key.rpartition(".")[2] for key in _OPTIONS if key.rpartition(".")[0] == section]
     if close := difflib.get_close_matches(name, siblings, n=1):
         return f'Did you mean "{close[0]}"?'
-    elsewhere = {key.rpartition(".")[2]: key.rpartition(".")[0] for key in _OPTIONS}
+    # Of two options of one name the one higher up is meant.
+    elsewhere = {key.rpartition(".")[2]: key.rpartition(".")[0] for key in reversed(_OPTIONS)}
     if close := difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.75):
         return f'Did you mean "{close[0]}", which belongs {_place(elsewhere[close[0]])}?'
     return f"Take it away; known here: {', '.join(siblings)}."

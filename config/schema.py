@@ -50,8 +50,39 @@ def _from_folder(value: object, info: ValidationInfo) -> object:
     return value
 
 
+def _part_id(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.-]{1,64}", value):
+        raise ValueError(
+            "is not a part id. Write it as verdicts have it, 1 to 64 letters, digits, dots, - and _, in quotes: "
+            "the file name without its suffix.",
+        )
+    return value
+
+
+def _listed(value: object) -> object:
+    # TOML has no tuples; pydantic's own words for what is neither would be those for a section.
+    if not isinstance(value, list | tuple):
+        raise ValueError('is not a list. Write one between brackets, like ["LS-01", "LS-02"].')  # noqa: TRY004 -- pydantic catches no other
+    if not value:
+        raise ValueError("without parts proves nothing. Name at least one part.")
+    return tuple(value)
+
+
+def _each_once(parts: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := [part for number, part in enumerate(parts) if part in parts[:number]]:
+        raise ValueError(f'names "{twice[0]}" twice. Name each part once.')
+    return parts
+
+
 Name = Annotated[str, AfterValidator(_name)]
 """1 to 32 letters, digits, - and _: fit for a topic level, a client id and a file name."""
+
+PartIds = Annotated[
+    tuple[Annotated[str, BeforeValidator(_part_id)], ...],
+    BeforeValidator(_listed),
+    AfterValidator(_each_once),
+]
+"""Ids of parts as the folder source makes them, at least one, each once."""
 
 ConfiguredPath = Annotated[Path, BeforeValidator(_from_folder)]
 """A path that starts at the `folder` of the validation context, unless it is absolute or there is no context."""
@@ -153,12 +184,91 @@ Source = Annotated[FolderSource, Field(discriminator="type")]
 """Every kind of source, told apart by `type`: `Annotated[FolderSource | Another, …]`."""
 
 
+class Challenge(Section):
+    """The challenge test of a station: a set of known parts that must be judged rightly once in a while."""
+
+    name: str = Field(min_length=1, max_length=64, description="Name of the set, as it stands on its box.")
+    good: PartIds = Field(description="Part ids of its good parts, which must pass: file names without suffix.")
+    bad: PartIds = Field(description="Part ids of its bad parts, none of which may pass.")
+    every_h: float = Field(
+        default=8.0,
+        gt=0,
+        le=8760,
+        description="Hours after which the test is due again.",
+    )
+    within_min: float = Field(
+        default=30.0,
+        gt=0,
+        le=1440,
+        description="Minutes from the first part in which all parts of the set must have come.",
+    )
+    holds_station: bool = Field(
+        default=False,
+        description="Whether a failed test takes the station out of Ready: others are rejected until the set passes.",
+    )
+
+    @field_validator("bad")
+    @classmethod
+    def _not_good_too(cls, bad: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        # Good parts that are themselves at fault are absent from the data; one fault is enough then.
+        if both := [part for part in bad if part in info.data.get("good", ())]:
+            raise ValueError(f'names "{both[0]}", which is among the good parts. Take it out of one of the two.')
+        return bad
+
+
+class Regions(Section):
+    """What it takes to reject a part. The masks are images, which are not looked at here."""
+
+    smallest_area_px: float = Field(
+        default=0.0,
+        ge=0,
+        le=100_000_000,
+        description="Smallest defect that counts, in pixels of the image; 0 lets every one count.",
+    )
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description="How many such defects it takes to reject a part; one several times that size is several.",
+    )
+    roi: ConfiguredPath | None = Field(
+        default=None,
+        description="Mask as large as the images, white where parts are inspected; default: everywhere.",
+    )
+    ignore: ConfiguredPath | None = Field(
+        default=None,
+        description="Mask as large as the images, white where parts are not inspected; default: nowhere.",
+    )
+
+    @field_validator("count")
+    @classmethod
+    def _counts_a_size(cls, count: int, info: ValidationInfo) -> int:
+        # An area that is itself at fault is absent from the data; one fault is enough then.
+        if count > 1 and info.data.get("smallest_area_px", 1) == 0:
+            raise ValueError(
+                "cannot be counted without a size. Add smallest_area_px = … to [station.regions] or take count away.",
+            )
+        return count
+
+
 class Station(Section):
     """One place on the line where a part is looked at."""
 
     name: Name = Field(description="Name of the station, as it appears in topics: letters, digits, - and _.")
     model: ConfiguredPath = Field(description="Model folder of the station.")
+    calibration: ConfiguredPath | None = Field(
+        default=None,
+        description="Calibration file of this station; default: calibration.json in the model folder.",
+    )
     source: Source = Field(description="Where the images of the station come from.")
+    regions: Regions = Field(
+        default_factory=Regions,
+        description="Where a defect may be and how large it must be; after a change, calibrate again.",
+    )
+    challenge: Challenge | None = Field(
+        default=None,
+        description="The challenge test, with parts known to be good or bad; without this section there is none.",
+    )
 
 
 def _at_least_one(stations: tuple[Station, ...]) -> tuple[Station, ...]:

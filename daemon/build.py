@@ -1,6 +1,7 @@
 """Settings → objects. The only module that names every plug-in."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import assert_never
 
@@ -9,8 +10,10 @@ import numpy as np
 from calibration import store
 from calibration.calibration import Calibration
 from config import schema
-from config.load import read_password
+from config.load import ConfigError, read_password
+from daemon.challenge import Challenge, ChallengeSet
 from daemon.outbox import Outbox
+from daemon.regions import PLAIN, MaskError, RegionDetector, Rule, load_mask
 from daemon.sinks.mqtt import Broker
 from daemon.sources.base import Source
 from daemon.sources.folder import FolderSource
@@ -37,8 +40,21 @@ def build_source(station: schema.Station, outbox: Outbox) -> Source:
             assert_never(unknown)
 
 
-def build_detector(folder: Path, device: str = "auto", threads: int = 0) -> Detector:
-    """Load the model in `folder` onto a device and run it once.
+def build_rule(regions: schema.Regions) -> Rule:
+    """Where a defect may be and how large it must be, with the masks read.
+
+    Raises:
+        ConfigError: a mask cannot be used, or no part could ever be rejected.
+    """
+    try:
+        kept = load_mask(regions.roi, regions.ignore)
+        return Rule(regions.smallest_area_px, regions.count, kept)
+    except (MaskError, ValueError) as error:
+        raise ConfigError(f"[station.regions]: {error}") from error
+
+
+def build_detector(folder: Path, device: str = "auto", threads: int = 0, rule: Rule = PLAIN) -> Detector:
+    """Load the model in `folder` onto a device and run it once; it scores under `rule`.
 
     Raises:
         ArtifactError: no usable model, or no such device.
@@ -63,16 +79,33 @@ def build_detector(folder: Path, device: str = "auto", threads: int = 0) -> Dete
             assert_never(unknown)
     detector = load(folder, manifest, choose(device, threads))
     detector.predict([np.zeros((256, 256, 3), np.uint8)])  # so that the first part does not pay for lazy initialisation
-    return detector
+    return detector if rule.is_plain else RegionDetector(detector, rule)
 
 
 def load_calibration(folder: Path, detector: Detector) -> Calibration:
-    """The calibration beside a model.
+    """The calibration beside a model that inspects everything.
 
     Raises:
-        CalibrationError: none, torn, edited, or another model's.
+        CalibrationError: none, torn, edited, another model's, or made with region rules.
     """
     return store.load(folder / CALIBRATION, detector.fingerprint)
+
+
+def calibration_path(station: schema.Station) -> Path:
+    """Where the calibration of a station lies: its own, or the one beside its model."""
+    return station.calibration or station.model / CALIBRATION
+
+
+def build_challenge(challenge: schema.Challenge, station: str, state_dir: Path) -> Challenge:
+    """The challenge test of a station, with its last result."""
+    parts = ChallengeSet(
+        challenge.name,
+        frozenset(challenge.good),
+        frozenset(challenge.bad),
+        timedelta(hours=challenge.every_h),
+        timedelta(minutes=challenge.within_min),
+    )
+    return Challenge(parts, station, state_dir, holds_station=challenge.holds_station)
 
 
 def build_broker(mqtt: schema.Mqtt) -> Broker:

@@ -13,13 +13,13 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
-from calibration.calibration import CalibrationError
-from calibration.quantile import smallest_sample
+from calibration import store
+from calibration.calibration import CalibrationError, promise, shortage
 from config.load import ConfigError, load, read_password
+from config.schema import Settings, Station
 from daemon import logs
-from daemon.desk import commands
+from daemon.desk import calibrating, commands
 from daemon.desk.dataset import DatasetError
-from daemon.desk.report import ReportError
 from daemon.images import UndecodableError
 from daemon.outbox import OutboxError
 from daemon.terminal import EXIT_CONFIG, EXIT_FAILED, err, out
@@ -35,12 +35,13 @@ app = typer.Typer(
 for command in (
     commands.train,
     commands.distill_teacher,
-    commands.calibrate,
+    calibrating.calibrate,
     commands.evaluate,
     commands.predict,
     commands.compare,
 ):
     app.command()(command)
+app.add_typer(calibrating.calibrations, name="calibrations")
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file.")]
 
@@ -56,7 +57,7 @@ def main() -> NoReturn:
         _leave("interrupted", 130)
     except (ConfigError, ArtifactError, CalibrationError) as error:
         _leave(str(error), EXIT_CONFIG)
-    except (DatasetError, UndecodableError, OutboxError, ReportError, OSError) as error:
+    except (DatasetError, UndecodableError, OutboxError, OSError) as error:
         _leave(str(error), EXIT_FAILED)
     except Exception as error:
         if not hasattr(error, "exit_code"):
@@ -80,7 +81,6 @@ def run(config: ConfigOption) -> None:
 @app.command()
 def check(config: ConfigOption) -> None:
     """Try everything `run` needs but the broker and the camera; exit status 78 if something is wrong."""
-    from daemon.build import build_detector, load_calibration
     from daemon.sources.base import SourceUnavailableError
     from daemon.sources.folder import examine
 
@@ -96,18 +96,9 @@ def check(config: ConfigOption) -> None:
     _tell("[green]ok[/]  ", f"{config}: {len(settings.stations)} station(s), broker {settings.mqtt.host}")
     for station in settings.stations:
         try:
-            detector = build_detector(station.model, settings.device, settings.threads)
-            calibration = load_calibration(station.model, detector)
-        except (ArtifactError, CalibrationError) as error:
+            _check_judgement(station, settings)
+        except (ArtifactError, CalibrationError, ConfigError) as error:
             faults.append(f"station {station.name}: {error}")
-        else:
-            asked, carried = calibration.alpha, calibration.alpha_carried
-            need = "" if calibration.carries else f"; {asked:.2%} needs {smallest_sample(asked)}"
-            _tell(
-                "[green]ok[/]  " if calibration.carries else "[yellow]weak[/]",
-                f"station {station.name}: model {station.model}, {calibration.good_parts} good parts carry "
-                f"α = {carried:.2%}{need}",
-            )
         try:
             examine(station.source.path)
         except SourceUnavailableError as error:
@@ -116,6 +107,26 @@ def check(config: ConfigOption) -> None:
             _tell("[green]ok[/]  ", f"station {station.name}: folder {station.source.path}")
     if faults:
         raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
+
+
+def _check_judgement(station: Station, settings: Settings) -> None:
+    """Load what judges a station's parts, and say what it promises."""
+    from daemon.build import build_detector, build_rule, calibration_path
+
+    rule = build_rule(station.regions)
+    detector = build_detector(station.model, settings.device, settings.threads, rule)
+    calibration = store.load(calibration_path(station), detector.fingerprint, rule.fingerprint)
+    missing, made = shortage(calibration), calibration.provenance
+    mark = "[yellow]weak[/]" if missing else "[green]ok[/]  "
+    _tell(mark, f"station {station.name}: model {station.model}, {promise(calibration)}")
+    if missing:
+        _tell(mark, f"station {station.name}: {missing}")
+    if made.engine != detector.engine:
+        _tell(
+            "[yellow]weak[/]",
+            f"station {station.name}: calibrated with {made.engine}, inspects with {detector.engine}; scores may "
+            "differ in their last digits",
+        )
 
 
 def _tell(mark: str, text: str) -> None:

@@ -6,11 +6,17 @@ that it keeps its size whatever a file is called.
 """
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from calibration.calibration import Calibration
+from calibration.drift import Reading
+from daemon.challenge import ChallengeStatus
 from daemon.messages import Outcome, Verdict
+from daemon.regions import Region
 
 NOT_MEASURED = -1.0
 ACTUATION_LIMIT = 256
@@ -18,6 +24,11 @@ ACTUATION_LIMIT = 256
 VERDICT_LIMIT = 2048
 """Bytes; half of what the common soft PLCs take."""
 
+WATCHES = ("score", "brightness", "contrast", "sharpness", "shift")
+"""What can drift: the scores of parts that pass, and the looks of all."""
+
+_REGIONS = 8
+"""The most that a verdict names; it counts them all."""
 _PART_ID_IN_PLC, _PART_ID, _MODEL, _DETAIL, _SOURCE = 32, 128, 64, 384, 384
 """The most bytes that a text takes as it stands in the JSON."""
 _LARGEST = 9e15
@@ -58,14 +69,34 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class StationState:
-    """What `state` says. `state` is one of STATES; `camera` is "online" or "offline"."""
+    """What `state` says.
+
+    `state` is one of STATES, `camera` "online" or "offline"; `drift` is what `Quality.drift` says, and `challenge` how
+    the challenge test stands.
+    """
 
     state: str
     camera: str
+    drift: str
+    challenge: str
     last_frame_age_ms: int
     mqtt_outbox: int
     last_seq: int
     uptime_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What `quality` says: what was promised, whether parts and pictures are still as they were, and the last proof.
+
+    `drift` is "ok", "off" where nothing is watched, or what drifts: "light", "focus", "position" or "product".
+    `challenge` is None without a challenge test.
+    """
+
+    calibration: Calibration
+    drift: str
+    watches: Mapping[str, Reading]
+    challenge: ChallengeStatus | None
 
 
 STATES = {"Preoperational": 1, "Halted": 2, "Error": 3, "ContinuousExecution": 8}
@@ -73,50 +104,60 @@ STATES = {"Preoperational": 1, "Halted": 2, "Error": 3, "ContinuousExecution": 8
 
 
 def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
-    """The record of one inspection, schema inspectd.verdict/1, at most 2048 bytes; `as_replayed` needs its end."""
+    """The record of one inspection, schema inspectd.verdict/1, at most 2048 bytes; `as_replayed` needs its end.
+
+    Of its regions it names up to 8, the first ones, and fewer only where long texts leave no room.
+    """
     capture, decision = verdict.capture, verdict.decision
     threshold = decision.threshold
     score = NOT_MEASURED if decision.ratio is None else decision.ratio
-    return _json(
-        {
-            "schema": "inspectd.verdict/1",
-            "id": capture.id,
-            "seq": verdict.seq,
-            "boot_id": identity.boot_id,
-            "node": identity.node,
-            "station": identity.station,
-            "ts": _iso(verdict.decided_at),
-            "ts_ms": _epoch_ms(verdict.decided_at),
-            "capture_ts": _iso(capture.captured_at),
-            "capture_ts_ms": _epoch_ms(capture.captured_at),
-            "ts_source": "file_mtime",
-            "verdict": decision.outcome.name,
-            "verdict_code": decision.outcome.value,
-            "result_state": _RESULT_STATE[decision.outcome],
-            "reject": decision.outcome is not Outcome.PASS,
-            "reason": decision.reason.name.lower(),
-            "reason_code": decision.reason.value,
-            "detail": _text(decision.detail, _DETAIL),
-            "score": _float(score),
-            "threshold": 1.0,
-            "margin": _float(1.0 - score if decision.score is not None else NOT_MEASURED),
-            "score_raw": _float(NOT_MEASURED if decision.score is None else decision.score),
-            "threshold_raw": _float(threshold),
-            "p_value": _float(NOT_MEASURED if decision.p_value is None else decision.p_value),
-            "part_id": _text(capture.part_id, _PART_ID, keep_end=True),
-            "model": _text(identity.model, _MODEL),
-            "model_sha256": identity.model_sha256[:12],
-            "calibration": identity.calibration,
-            "fpr_target": _float(identity.fpr_target),
-            "latency_ms": {
-                "queue": _float(verdict.latency.queue, 3),
-                "infer": _float(verdict.latency.infer, 3),
-                "total": _float(verdict.latency.total, 3),
-            },
-            "source": _text(capture.origin, _SOURCE, keep_end=True),
-            "replayed": False,
-        }
-    )
+    regions = [_region(region) for region in verdict.regions[:_REGIONS]]
+    content = {
+        "schema": "inspectd.verdict/1",
+        "id": capture.id,
+        "seq": verdict.seq,
+        "boot_id": identity.boot_id,
+        "node": identity.node,
+        "station": identity.station,
+        "ts": _iso(verdict.decided_at),
+        "ts_ms": _epoch_ms(verdict.decided_at),
+        "capture_ts": _iso(capture.captured_at),
+        "capture_ts_ms": _epoch_ms(capture.captured_at),
+        "ts_source": "file_mtime",
+        "verdict": decision.outcome.name,
+        "verdict_code": decision.outcome.value,
+        "result_state": _RESULT_STATE[decision.outcome],
+        "reject": decision.outcome is not Outcome.PASS,
+        "reason": decision.reason.name.lower(),
+        "reason_code": decision.reason.value,
+        "detail": _text(decision.detail, _DETAIL),
+        "score": _float(score),
+        "threshold": 1.0,
+        "fail_threshold": _float(decision.fail_threshold / threshold),
+        "margin": _float(1.0 - score if decision.score is not None else NOT_MEASURED),
+        "score_raw": _float(NOT_MEASURED if decision.score is None else decision.score),
+        "threshold_raw": _float(threshold),
+        "p_value": _float(NOT_MEASURED if decision.p_value is None else decision.p_value),
+        "neg_log10_p": _float(NOT_MEASURED if decision.p_value is None else -math.log10(decision.p_value), 3),
+        "regions": regions,
+        "region_count": len(verdict.regions),
+        "part_id": _text(capture.part_id, _PART_ID, keep_end=True),
+        "challenge": verdict.challenge,
+        "model": _text(identity.model, _MODEL),
+        "model_sha256": identity.model_sha256[:12],
+        "calibration": identity.calibration,
+        "fpr_target": _float(identity.fpr_target),
+        "latency_ms": {
+            "queue": _float(verdict.latency.queue, 3),
+            "infer": _float(verdict.latency.infer, 3),
+            "total": _float(verdict.latency.total, 3),
+        },
+        "source": _text(capture.origin, _SOURCE, keep_end=True),
+        "replayed": False,
+    }
+    while len(payload := _json(content)) > VERDICT_LIMIT and regions:
+        regions.pop()
+    return payload
 
 
 def as_replayed(payload: bytes) -> bytes:
@@ -165,6 +206,8 @@ def encode_state(identity: Identity, state: StationState, at: datetime) -> Messa
         "model": _text(identity.model, _MODEL),
         "calibration": identity.calibration,
         "camera": state.camera,
+        "drift": state.drift,
+        "challenge": state.challenge,
         "last_frame_age_ms": state.last_frame_age_ms,
         "mqtt_outbox": state.mqtt_outbox,
         "last_seq": state.last_seq,
@@ -172,6 +215,37 @@ def encode_state(identity: Identity, state: StationState, at: datetime) -> Messa
         "ts_ms": _epoch_ms(at),
     }
     return Message(identity.topic("state"), _json(content), retain=True)
+
+
+def encode_quality(identity: Identity, quality: Quality, at: datetime) -> Message:
+    """Retained grounds for trust, schema inspectd.quality/1, at most 1,536 bytes."""
+    calibration, test = quality.calibration, quality.challenge
+    content = {
+        "schema": "inspectd.quality/1",
+        "calibration": {
+            "id": calibration.id,
+            "method": calibration.method.value,
+            "good_parts": calibration.good_parts,
+            "n_effective": calibration.n_effective,
+            "alpha": _float(calibration.alpha),
+            "alpha_carried": _float(calibration.alpha_carried),
+            "made_ts_ms": _epoch_ms(calibration.provenance.made_at),
+        },
+        "drift": {
+            "status": quality.drift,
+            **{name: _reading(quality.watches.get(name)) for name in WATCHES},
+        },
+        "challenge": {
+            "status": test.status if test else "off",
+            "passed": test.passed if test else 0,
+            "expected": test.expected if test else 0,
+            "last_ts_ms": _epoch_ms(test.last_passed) if test and test.last_passed else 0,
+            "next_due_ts_ms": _epoch_ms(test.next_due) if test and test.next_due else 0,
+            "detail": _text(test.detail, _DETAIL) if test else "",
+        },
+        "ts_ms": _epoch_ms(at),
+    }
+    return Message(identity.topic("quality"), _json(content), retain=True)
 
 
 def record(identity: Identity, payload: bytes) -> Message:
@@ -207,6 +281,31 @@ def encode_picture_comment(verdict: Verdict) -> bytes:
     )
 
 
+def _region(region: Region) -> dict[str, Any]:
+    return {
+        "x": region.x,
+        "y": region.y,
+        "w": region.width,
+        "h": region.height,
+        "area_px": _float(region.area_px, 1),
+        "peak": _float(region.peak, 3),
+        "mean": _float(region.mean, 3),
+    }
+
+
+def _reading(reading: Reading | None) -> dict[str, Any]:
+    """How one watch stands; nothing is known where it does not watch."""
+    if reading is None:
+        return {"status": "off", "parts": 0, "direction": "", "cusum": 0.0, "log10_martingale": 0.0}
+    return {
+        "status": "alarm" if reading.alarm else "ok",
+        "parts": reading.parts,
+        "direction": reading.direction,
+        "cusum": _float(max(reading.cusum_up, reading.cusum_down), 2),
+        "log10_martingale": _float(reading.log_martingale / math.log(10), 2),
+    }
+
+
 def _json(content: dict[str, Any] | str) -> bytes:
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
@@ -223,7 +322,8 @@ def _text(text: str, limit: int, *, keep_end: bool = False) -> str:
 def _float(value: float, digits: int = 6) -> float:
     """Round and bound so that the shortest decimal form has a point and no exponent."""
     value = round(max(-_LARGEST, min(_LARGEST, float(value))), digits)
-    return value if abs(value) >= 1e-4 else round(value, 4)  # noqa: PLR2004 -- below it repr turns to 1e-05
+    # Below 1e-4, repr turns to 1e-05; adding 0 takes the sign from -0.0.
+    return (value if abs(value) >= 1e-4 else round(value, 4)) + 0.0  # noqa: PLR2004
 
 
 def _iso(at: datetime) -> str:

@@ -8,6 +8,7 @@ import structlog
 
 from daemon.contract import StationState
 from daemon.messages import Outcome
+from daemon.quality import StationQuality
 
 log = structlog.get_logger()
 
@@ -15,8 +16,9 @@ log = structlog.get_logger()
 class StationHealth:
     """Counters and conditions of one station. Any thread may report; any may ask."""
 
-    def __init__(self, station: str, last_seq: int) -> None:
+    def __init__(self, station: str, last_seq: int, quality: StationQuality) -> None:
         self.station = station
+        self.quality = quality
         self._started = self._last_frame = time.monotonic()
         self._camera: bool | None = None
         self._record = True
@@ -53,11 +55,14 @@ class StationHealth:
         """The station's condition now."""
         now = time.monotonic()
         state = {None: "Preoperational", False: "Error", True: "ContinuousExecution"}[self._camera]
-        if not self._record:
+        if not self._record or self.quality.holds:
             state = "Error"
+        quality = self.quality.report()
         return StationState(
             state=state,
             camera="online" if self._camera else "offline",
+            drift=quality.drift,
+            challenge=quality.challenge.status if quality.challenge else "off",
             last_frame_age_ms=int((now - self._last_frame) * 1000),
             mqtt_outbox=waiting_verdicts,
             last_seq=self._last_seq,
@@ -72,5 +77,7 @@ class StationHealth:
             *([] if self._camera else ["source offline"]),
             *([] if self._record else ["record cannot be written"]),
             *([f"{self._late} too late for the gate"] if self._late else []),
+            *([f"{drift} drifts"] if (drift := self.quality.report().drift) not in {"ok", "off"} else []),
+            *(["challenge test failed: others are rejected"] if self.quality.holds else []),
         ]
         return f"{self.station}: {counted}" + (f" ({', '.join(troubles)})" if troubles else "")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from daemon.regions import Region
 from detectors.base import Image
 
 
@@ -55,16 +56,19 @@ class Reason(Enum):
 
     NONE = 0
     SCORE_ABOVE_THRESHOLD = 100
+    UNCERTAIN_BAND = 110
     DECODE_FAILED = 304
     MODEL_ERROR = 400
+    CHALLENGE_FAILED = 501
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What is decided about one part, and on what grounds.
 
-    `score` and `threshold` are in the detector's units; `p_value` is the share of calibration normals at least as
-    anomalous, (1 + #)/(n + 1). `score` and `p_value` are None where nothing could be measured.
+    `score` and the thresholds are in the detector's units: above `threshold` a part does not pass, and only above
+    `fail_threshold`, which is the same one unless an uncertain band was calibrated, it fails. `p_value` is the share of
+    good parts at least as anomalous. `score` and `p_value` are None where nothing could be measured.
     """
 
     outcome: Outcome
@@ -73,6 +77,7 @@ class Decision:
     score: float | None
     p_value: float | None
     threshold: float
+    fail_threshold: float
 
     @property
     def ratio(self) -> float | None:
@@ -95,10 +100,16 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A decision with its place in the record: `seq` counts a station's verdicts from 1 without a gap."""
+    """A decision with its place in the record: `seq` counts a station's verdicts from 1 without a gap.
+
+    `regions` is where a measured part is above the threshold, the highest peak first. `challenge`: the part is one of
+    the challenge test's.
+    """
 
     seq: int
     capture: Capture
     decision: Decision
     decided_at: datetime
     latency: Latency
+    regions: tuple[Region, ...] = ()
+    challenge: bool = False

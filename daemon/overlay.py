@@ -24,6 +24,7 @@ _Colour = tuple[int, int, int]
 
 _GROUND: _Colour = (19, 21, 25)
 _PANEL: _Colour = (34, 37, 43)
+_SHADE: _Colour = (56, 60, 68)
 _GREY: _Colour = (92, 96, 104)
 _MUTED: _Colour = (164, 171, 181)
 _TEXT: _Colour = (240, 242, 245)
@@ -40,6 +41,7 @@ _BADGES: dict[Outcome, tuple[_Colour, _Colour]] = {
 
 _REGULAR, _BOLD = 400, 600
 _COOLEST, _HOTTEST = 0.5, 2.0  # in thresholds: colour begins above the one and stays the same above the other
+_VEIL = 0.7  # opacity over what is not inspected
 _ENCLOSING = 3  # points that it takes to go round something
 _RING = 16 * np.array([(3, 0), (2, 2), (0, 3), (-2, 2), (-3, 0), (-2, -2), (0, -3), (2, -2)], np.int32)
 _JPEG_STEPS = ((80, 1.0), (60, 1.0), (40, 1.0), (40, 0.75), (40, 0.5))  # quality, size
@@ -65,7 +67,12 @@ class Caption:
 
 
 def render(
-    image: Image | None, anomaly_map: AnomalyMap | None, threshold: float, caption: Caption, side: int = 512
+    image: Image | None,
+    anomaly_map: AnomalyMap | None,
+    threshold: float,
+    caption: Caption,
+    side: int = 512,
+    kept: NDArray[np.bool_] | None = None,
 ) -> Image:
     """Draw the part with its anomaly map, a colour bar and a caption.
 
@@ -75,6 +82,8 @@ def render(
         threshold: positive, in the map's units.
         caption: any text; what is too long for its line is cut with an ellipsis.
         side: pixels that the image's longer side takes in the picture, whatever the image's own size.
+        kept: True where the image is inspected, stretched over it like the map; the rest is veiled in grey. None for
+            everywhere.
 
     Returns:
         The image, enlarged or reduced, on a dark card. A line surrounds what is above the threshold; there is one
@@ -83,6 +92,8 @@ def render(
     type_size = max(12, round(side * 14 / 512))  # every distance follows the type
     margin = round(0.7 * type_size)
     part = _blank(side, caption.detail, type_size) if image is None else _fit(image, side)
+    if image is not None and kept is not None:
+        part = _veil(part, kept)
     if anomaly_map is not None:
         stretched = _stretch(anomaly_map, part.shape[0], part.shape[1])
         part = _heat(part, stretched / np.float32(threshold))
@@ -202,6 +213,19 @@ def _stretch(anomaly_map: AnomalyMap, height: int, width: int) -> AnomalyMap:
     row, column = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
     stretched[row * height // rows, column * width // columns] = anomaly_map[row, column]
     return stretched
+
+
+def _veil(part: Image, kept: NDArray[np.bool_]) -> Image:
+    """Take colour and contrast from what is not inspected: it can still be made out, and draws no eye.
+
+    The shade is darker than most parts and lighter than a black ground, so that the veil shows on both.
+    """
+    height, width = part.shape[:2]
+    interpolation = cv2.INTER_AREA if height * width < kept.size else cv2.INTER_LINEAR
+    shown = cv2.resize(kept.astype(np.float32), (width, height), interpolation=interpolation)[:, :, np.newaxis]
+    grey = cv2.cvtColor(part, cv2.COLOR_RGB2GRAY)[:, :, np.newaxis]
+    veiled = grey * np.float32(1 - _VEIL) + np.array(_SHADE, np.float32) * np.float32(_VEIL)
+    return np.asarray(np.round(veiled + (part - veiled) * shown), np.uint8)
 
 
 def _ramp() -> tuple[Image, Image]:

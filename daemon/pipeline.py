@@ -6,7 +6,7 @@ acquire ─Frame→ inspect ─Concluded→ record ─→ outbox, source, pictur
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from threading import Event
 from typing import Protocol
@@ -20,6 +20,8 @@ from daemon.contract import Identity, Message
 from daemon.health import StationHealth
 from daemon.messages import Capture, Decision, Frame, Latency, Outcome, Reason, Unreadable, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
+from daemon.quality import StationQuality
+from daemon.regions import PLAIN, Region, Rule, regions, shown
 from daemon.sources.base import Source, SourceUnavailableError
 from detectors.base import Detector, DeviceLostError, Image, Prediction
 
@@ -49,7 +51,9 @@ class Station:
     calibration: Calibration
     sink: Sink
     health: StationHealth
+    quality: StationQuality
     actuation_ttl_s: float
+    rule: Rule = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,14 @@ def inspect(
         for items in frames.batches(batch):
             for name, station in stations.items():
                 mine = [item for item in items if item.capture.station == name]
-                for item, decision, prediction, taken_at, inferred_ms in _judge(mine, station):
+                for item, judged, prediction, taken_at, inferred_ms in _judge(mine, station):
                     numbers[name] += 1
-                    verdict = _conclude(item.capture, decision, numbers[name], taken_at, inferred_ms)
+                    decision = station.quality.confirm(item.capture.part_id, judged)
+                    verdict = replace(
+                        _conclude(item.capture, decision, numbers[name], taken_at, inferred_ms),
+                        regions=_regions(item, decision, prediction, station.rule),
+                        challenge=station.quality.is_challenge(item.capture.part_id),
+                    )
                     if _is_timely(verdict, station.actuation_ttl_s):
                         station.sink.actuate(
                             contract.encode_actuation(station.identity, verdict, station.actuation_ttl_s)
@@ -150,6 +159,8 @@ def record(
                     settled.append(capture.id)
                 _tell(item.verdict)
                 pictures.put(item)
+                if item.image is not None and decision.score is not None and not item.verdict.challenge:
+                    station.quality.observe(item.image, decision)
     finally:
         concluded.close()
         pictures.close()
@@ -174,7 +185,7 @@ def illustrate(
         shown[name] = now
         comment = contract.encode_picture_comment(item.verdict)
         try:
-            jpeg = overlay.fit_jpeg(picture_of(item, side), comment, limit_bytes)
+            jpeg = overlay.fit_jpeg(picture_of(item, side, stations[name].rule), comment, limit_bytes)
         except Exception as error:  # noqa: BLE001 -- no picture is worth a verdict
             log.warning("a picture could not be drawn", station=name, id=item.verdict.capture.id, reason=str(error))
             continue
@@ -182,13 +193,14 @@ def illustrate(
             show(contract.overlay(stations[name].identity, jpeg))
 
 
-def picture_of(item: Concluded, side: int) -> Image:
-    """The overlay of one verdict."""
+def picture_of(item: Concluded, side: int, rule: Rule) -> Image:
+    """The overlay of one verdict; what is too small to count under the rule is not outlined."""
     decision, capture = item.verdict.decision, item.verdict.capture
     title = f"{capture.station} · {capture.part_id}"
     caption = overlay.Caption(decision.outcome, title, judgement.explain(decision))
-    anomaly_map = item.prediction.anomaly_map if item.prediction else None
-    return overlay.render(item.image, anomaly_map, decision.threshold, caption, side)
+    if item.prediction is None:
+        return overlay.render(item.image, None, decision.threshold, caption, side)
+    return overlay.render(item.image, shown(item.prediction), decision.threshold, caption, side, kept=rule.kept)
 
 
 def _is_timely(verdict: Verdict, ttl_s: float) -> bool:
@@ -228,6 +240,15 @@ def _judge(items: Sequence[Frame | Unreadable], station: Station) -> list[_Judge
             prediction = None if decision.score is None else prediction
         judged.append((item, decision, prediction, taken_at, inferred_ms))
     return judged
+
+
+def _regions(
+    item: Frame | Unreadable, decision: Decision, prediction: Prediction | None, rule: Rule
+) -> tuple[Region, ...]:
+    """Where a measured part that does not pass is above the threshold."""
+    if prediction is None or not isinstance(item, Frame) or decision.outcome not in {Outcome.FAIL, Outcome.UNCERTAIN}:
+        return ()
+    return tuple(regions(prediction.anomaly_map, decision.threshold, item.image.shape, rule))
 
 
 def _conclude(capture: Capture, decision: Decision, seq: int, taken_at: float, inferred_ms: float) -> Verdict:

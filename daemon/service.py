@@ -12,17 +12,27 @@ from threading import Event, Thread
 
 import structlog
 
+from calibration import store
+from calibration.calibration import shortage
 from config.load import ConfigError
 from config.schema import Settings
 from config.schema import Station as StationSettings
 from daemon import pipeline, systemd
-from daemon.build import build_broker, build_detector, build_source, load_calibration
+from daemon.build import (
+    build_broker,
+    build_challenge,
+    build_detector,
+    build_rule,
+    build_source,
+    calibration_path,
+)
 from daemon.channel import Channel, Overflow
 from daemon.contract import Identity
 from daemon.health import StationHealth
 from daemon.messages import Frame, Outcome, Unreadable
 from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
+from daemon.quality import StationQuality
 from daemon.sinks.mqtt import Broker, PictureSink, StationSink
 from detectors.devices import batch_size
 
@@ -130,15 +140,19 @@ class _Life:
     def _build(self, station: StationSettings, broker: Broker) -> Station:
         settings = self._settings
         log.info("loading the model", station=station.name, model=str(station.model))
-        detector = build_detector(station.model, settings.device, settings.threads)
-        calibration = load_calibration(station.model, detector)
-        if not calibration.carries:
+        rule = build_rule(station.regions)
+        detector = build_detector(station.model, settings.device, settings.threads, rule)
+        calibration = store.load(calibration_path(station), detector.fingerprint, rule.fingerprint)
+        if missing := shortage(calibration):
             log.warning(
-                "too few good parts for the false-reject rate that was asked for",
+                "too few good parts for the false-reject rate that was asked for", station=station.name, reason=missing
+            )
+        if calibration.provenance.engine != detector.engine:
+            log.warning(
+                "calibrated with another engine than inspects; scores may differ in their last digits",
                 station=station.name,
-                good_parts=calibration.good_parts,
-                asked=calibration.alpha,
-                carried=round(calibration.alpha_carried, 4),
+                calibrated=calibration.provenance.engine,
+                inspects=detector.engine,
             )
         identity = Identity(
             prefix=settings.mqtt.topic_prefix,
@@ -150,17 +164,21 @@ class _Life:
             calibration=calibration.id,
             fpr_target=calibration.alpha_carried,
         )
-        health = StationHealth(station.name, self._outbox.last_seq(station.name))
+        test = station.challenge
+        challenge = None if test is None else build_challenge(test, station.name, settings.state_dir)
+        quality = StationQuality(station.name, calibration, challenge)
+        health = StationHealth(station.name, self._outbox.last_seq(station.name), quality)
         ttl_s = settings.mqtt.actuation_ttl_s
         self._sinks[station.name] = sink = StationSink(
             broker,
             identity,
             self._outbox,
             state=lambda: health.state(self._outbox.depth(station.name)),
+            quality=quality.report,
             actuation_ttl_s=ttl_s,
         )
         source = build_source(station, self._outbox)
-        return Station(identity, source, detector, calibration, sink, health, ttl_s)
+        return Station(identity, source, detector, calibration, sink, health, quality, ttl_s, rule)
 
     def _start(self, name: str, stage: Callable[[], None]) -> Thread:
         def root() -> None:

@@ -1,7 +1,6 @@
 """What all commands share: consoles, options and progress bars."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,7 +29,6 @@ class Device(StrEnum):
 
 
 DeviceOption = Annotated[Device, typer.Option(help="Where the networks run.")]
-ModelOption = Annotated[Path, typer.Option("--model", help="Model folder.")]
 
 
 def progress() -> Progress:

@@ -47,6 +47,10 @@ class Detector(Protocol):
     def fingerprint(self) -> str:
         """Changes whenever weights, preprocessing or scoring change; a calibration is valid for one fingerprint."""
 
+    @property
+    def engine(self) -> str:
+        """What computes: library, device and precision. A calibration should be made with the one that inspects."""
+
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """Give one prediction per image, in their order. Images may differ in size; an empty list gives one.
 

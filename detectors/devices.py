@@ -22,6 +22,11 @@ def choose(device: str, threads: int = 0) -> str:
     return "cuda" if present and device != "cpu" else "cpu"
 
 
+def engine(device: str) -> str:
+    """What computes on a device: two engines may differ in a score's last digits, never in more."""
+    return f"torch {torch.__version__} {device} float32"
+
+
 @contextmanager
 def watched() -> Iterator[None]:
     """Turn the failure of a GPU into `DeviceLostError`."""

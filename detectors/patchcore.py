@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from detectors import artifact
 from detectors.base import DetectorName, Image, Prediction
-from detectors.devices import watched
+from detectors.devices import engine, watched
 from detectors.preprocess import Preprocess
 from detectors.teacher import Teacher
 
@@ -31,6 +31,7 @@ class PatchCoreDetector:
     def __init__(self, teacher: Teacher, bank: Tensor, preprocess: Preprocess, fingerprint: str, device: str) -> None:
         self._teacher, self._bank, self._preprocess = teacher.to(device), bank.to(device), preprocess
         self.fingerprint = fingerprint
+        self.engine = engine(device)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Image]) -> list[Prediction]:

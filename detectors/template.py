@@ -14,12 +14,8 @@ class TemplateDetector:
 
     def __init__(self, template: Image) -> None:
         self._template = cv2.GaussianBlur(template, (0, 0), 2).astype(np.float32)
-        self._fingerprint = hashlib.sha256(repr(template.shape).encode() + template.tobytes()).hexdigest()
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the template."""
-        return self._fingerprint
+        self.engine = "opencv cpu float32"
+        self.fingerprint = hashlib.sha256(repr(template.shape).encode() + template.tobytes()).hexdigest()
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """Compare each image, resized to the template."""

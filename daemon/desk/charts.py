@@ -1,4 +1,4 @@
-"""The charts of a comparison: figures come in, matplotlib figures go out.
+"""The charts of a comparison and of the calibration card: figures come in, matplotlib figures go out.
 
 The palette is Okabe and Ito's (2008), which colour-blind readers can tell apart; curves are named directly.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibration.calibration import Calibration
 from daemon.desk.comparison import Entry, Row, Sheet, spread
 
 if TYPE_CHECKING:
@@ -230,6 +231,41 @@ def scores(figures: Mapping[str, Any]) -> "Figure":
         axes.set_xticks([math.log2(m) for m in marks], [f"{m:.3g} ×" for m in marks])
     else:
         axes.set_xlabel("score above the threshold, in the detector's units")
+    return figure
+
+
+def good_scores(calibration: Calibration) -> "Figure":
+    """The good parts' scores, those above the threshold in the colour of wrong verdicts, and the fitted tail."""
+    lowest, highest = calibration.scores[0], calibration.scores[-1]
+    threshold, fails = calibration.threshold, calibration.fail_threshold
+    # The threshold is one end of a bin, and a bin owns its right end, as a score on the threshold passes.
+    step = (highest - lowest) / min(max(round(2 * math.sqrt(calibration.good_parts)), 12), 48) or abs(threshold) / 24
+    bins = np.ceil((np.array(calibration.scores) - threshold) / step - 1e-9).astype(int) - 1
+    places, counts = np.unique(bins, return_counts=True)
+    figure = _blank(7.1, 1.9)
+    axes = figure.add_axes((0.052, 0.22, 0.936, 0.6))
+    colours = np.where(places >= 0, _WRONG, "#8fb8d6")
+    axes.bar(threshold + places * step, counts, step * 0.92, align="edge", color=colours.tolist())
+    left, right = min(lowest, threshold + bins[0] * step), max(highest, fails)
+    left, right = left - 0.03 * (right - left), right + max(0.12 * (right - left), 2 * step)
+    if calibration.tail:
+        x = np.linspace(left, right, 240)
+        exceeded = np.array([calibration.tail.exceeded(score) for score in (x[:, None] + [-step / 2, step / 2]).flat])
+        expected = calibration.good_parts * -np.diff(exceeded.reshape(-1, 2)).ravel()
+        axes.plot(x, expected, color=_INK, linewidth=1.1)
+    axes.set(xlim=(left, right), ylim=(0, 1.06 * axes.get_ylim()[1]))
+    axes.locator_params(axis="y", nbins=4, integer=True)
+    beside = axes.get_xaxis_transform()
+    axes.axvline(threshold, color=_INK, linewidth=1.2)
+    side = "left" if threshold - left < (right - left) / 3 else "right"
+    axes.text(threshold, 1.03, f" threshold {threshold:.6g} ", transform=beside, ha=side, va="bottom", fontsize=9)
+    if fails > threshold:
+        axes.axvspan(threshold, fails, color="#E69F00", alpha=0.16, linewidth=0)
+        axes.axvline(fails, color=_WRONG, linewidth=1.2)
+        said = f" fail above {fails:.6g} "
+        axes.text(fails, 1.15, said, transform=beside, ha="right", va="bottom", fontsize=9, color="#b34700")
+    axes.set_xlabel("anomaly score", fontsize=9)
+    axes.tick_params(labelsize=9)
     return figure
 
 

@@ -3,9 +3,8 @@
 import json
 import math
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +15,15 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from calibration import store
-from calibration.calibration import Calibration, describe, fit
 from daemon import images, judgement
 from daemon.desk import dataset
+from daemon.desk.calibrating import AlphaOption, calibrate_new, not_learned
 from daemon.desk.dataset import DatasetError
+from daemon.desk.target import ConfigOption, ModelOption, StationOption, find
 from daemon.images import UndecodableError
 from daemon.messages import Outcome
-from daemon.terminal import EXIT_FAILED, Device, DeviceOption, ModelOption, err, out, progress
-from detectors.base import Detector, DetectorName, Image
+from daemon.terminal import EXIT_FAILED, Device, DeviceOption, err, out, progress
+from detectors.base import DetectorName
 
 if TYPE_CHECKING:
     from daemon.desk.evaluation import Evaluation
@@ -64,9 +63,6 @@ _SERVES: dict[str, tuple[DetectorName, ...]] = {
 
 WeightsOption = Annotated[Path | None, typer.Option(help="That network's weights from a file instead of a download.")]
 SeedOption = Annotated[int, typer.Option(help="Makes a run repeatable; 0 is a seed like any other.", min=0)]
-AlphaOption = Annotated[
-    float, typer.Option(help="Share of good parts that may be rejected.", min=1e-6, max=0.5, show_default=True)
-]
 
 
 def train(
@@ -181,11 +177,11 @@ def train(
     )
     (out_folder / MANIFEST).unlink(missing_ok=True)  # from here on there is no finished model with another split
     write_split(out_folder, learned, held, seed)
-    held = _not_learned(out_folder, held, calibration_good or good)
+    held = not_learned(out_folder, held, calibration_good or good)
     with progress() as bar:
         task = bar.add_task("training", total=training.steps, note="")
         training.run(out_folder, held, lambda step: bar.update(task, completed=step.step, note=f"loss {step.loss:.4f}"))
-    _calibrate(out_folder, held, alpha, device)
+    calibrate_new(out_folder, held, alpha, device)
 
 
 def distill_teacher(
@@ -235,22 +231,14 @@ def distill_teacher(
     out.print(said, markup=False, soft_wrap=True)
 
 
-def calibrate(
-    model: ModelOption,
-    good: Annotated[Path, typer.Option(help="Folder of images of good parts that did not train the model.")],
-    alpha: AlphaOption = 0.01,
-    device: DeviceOption = Device.auto,
-) -> None:
-    """Choose the threshold from good parts, and say what it promises."""
-    _calibrate(model, _not_learned(model, dataset.good_images(good), good), alpha, device)
-
-
 def evaluate(
-    model: ModelOption,
     data: Annotated[
         Path,
         typer.Option(help="Folder with answers, as MVTec AD, LOCO, 3D-AD, VisA, VAD and BTAD have it, or a plain one."),
     ],
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    station: StationOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
@@ -259,8 +247,9 @@ def evaluate(
     from daemon.desk.training import unseen
 
     items = dataset.labelled_images(data)
-    detector, calibration = _load(model, device)
-    known = len(items) - len(unseen(model, [item.path for item in items]))
+    target = find(model, config, station, device)
+    detector, calibration = target.load()
+    known = len(items) - len(unseen(target.model, [item.path for item in items]))
     if known:
         out.print(
             f"{known} of {len(items)} test images trained or calibrated this model too: these figures flatter",
@@ -278,20 +267,24 @@ def evaluate(
         }
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(_plain(asdict(found)) | provenance, indent=2, allow_nan=False) + "\n")
-    out.print(_evaluation_table(found, f"{model} on {data}"))
+    out.print(_evaluation_table(found, f"{target.model} on {data}"))
 
 
 def predict(
-    model: ModelOption,
     image_files: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images to judge.")],
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    station: StationOption = None,
     overlays: Annotated[Path | None, typer.Option(help="Write an overlay of each image into this folder.")] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Judge single images as the daemon would; exit status 1 if one cannot be read."""
     from daemon import overlay
+    from daemon.regions import shown
     from daemon.sources.names import free_path
 
-    detector, calibration = _load(model, device)
+    target = find(model, config, station, device)
+    detector, calibration = target.load()
     if overlays is not None:
         overlays.mkdir(parents=True, exist_ok=True)
     table = Table("image", "verdict", "score / threshold", "p-value")
@@ -313,9 +306,9 @@ def predict(
         table.add_row(escape(str(path)), _badge(decision.outcome), f"{decision.ratio:.3f}", f"{decision.p_value:.4f}")
         if overlays is not None:
             caption = overlay.Caption(decision.outcome, path.name, judgement.explain(decision))
-            picture = overlay.render(image, prediction.anomaly_map, decision.threshold, caption)
-            target = free_path(overlays, f"{path.stem}.jpg")
-            target.write_bytes(overlay.encode_jpeg(picture, b"", quality=92))
+            picture = overlay.render(image, shown(prediction), decision.threshold, caption, kept=target.rule.kept)
+            file = free_path(overlays, f"{path.stem}.jpg")
+            file.write_bytes(overlay.encode_jpeg(picture, b"", quality=92))
     out.print(table)
     if unreadable:
         raise typer.Exit(EXIT_FAILED)
@@ -345,7 +338,6 @@ def compare(
         listed = comparison.entries(detectors, settings or (), list(DetectorName))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    report.require_charts()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # takes its child along, as Ctrl-C does
     out_folder = out_folder.resolve()
     machine = comparison.describe_machine(device.value)
@@ -389,48 +381,6 @@ def compare(
     out.print(f"pages: {index}", markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(EXIT_FAILED)
-
-
-def _calibrate(model: Path, held: list[Path], alpha: float, device: Device) -> None:
-    from daemon.build import CALIBRATION, build_detector
-
-    detector = build_detector(model, device.value)
-    scores = [detector.predict([image])[0].anomaly_score for image in _read(held, "calibrating")]
-    calibration = fit(
-        scores,
-        alpha=alpha,
-        detector_fingerprint=detector.fingerprint,
-        data_sha256=dataset.digest(held),
-        made_at=datetime.now(UTC),
-    )
-    store.save(calibration, model / CALIBRATION)
-    out.print(describe(calibration), markup=False, soft_wrap=True)
-
-
-def _not_learned(model: Path, pool: list[Path], good: Path) -> list[Path]:
-    from daemon.desk.training import unlearned
-
-    held = unlearned(model, pool)
-    if not held:
-        raise DatasetError(f"every image in {good} was used to train {model}; calibrate on other good parts")
-    if len(held) < len(pool):
-        out.print(f"{len(pool) - len(held)} of {len(pool)} images trained this model and are left out.", soft_wrap=True)
-    return held
-
-
-def _load(model: Path, device: Device) -> tuple[Detector, Calibration]:
-    from daemon.build import build_detector, load_calibration
-
-    detector = build_detector(model, device.value)
-    return detector, load_calibration(model, detector)
-
-
-def _read(paths: Sequence[Path], doing: str) -> Iterator[Image]:
-    with progress() as bar:
-        task = bar.add_task(doing, total=len(paths), note="")
-        for path in paths:
-            yield dataset.read_image(path)
-            bar.advance(task)
 
 
 def _refuse_misfits(detector: DetectorName, trained: bool, options: Mapping[str, object]) -> None:  # noqa: FBT001

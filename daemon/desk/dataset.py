@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.quantile import smallest_sample
+from calibration.calibration import CONFIDENCE
+from calibration.quantile import smallest_sample, smallest_tolerance_sample
 from daemon import images
 from daemon.desk.layouts import Category, DatasetError, Labelled, categories, image_files, read_category
 from detectors.base import Image
@@ -71,14 +72,16 @@ def pictures(folder: Path) -> list[Path]:
 def split(paths: Sequence[Path], alpha: float, seed: int) -> tuple[list[Path], list[Path]]:
     """Part good images into those to learn from and those to calibrate on, at random but repeatably.
 
-    A third is held out, and no more than `alpha` needs: every image beyond that serves the detector better.
+    A third is held out, and no more than `alpha` needs, with confidence where a third is enough for that: every image
+    beyond serves the detector better.
 
     Raises:
         DatasetError: fewer than three images.
     """
     if len(paths) < 3:  # noqa: PLR2004 -- two to learn from, one to calibrate on
         raise DatasetError(f"{len(paths)} good images are too few to learn from and to calibrate on; give more")
-    held = min(len(paths) // 3, smallest_sample(alpha))
+    third, firm = len(paths) // 3, smallest_tolerance_sample(alpha, CONFIDENCE)
+    held = firm if third >= firm else min(third, smallest_sample(alpha))
     order = np.random.default_rng(seed).permutation(len(paths))
     chosen = set(order[:held].tolist())
     return [p for i, p in enumerate(paths) if i not in chosen], [p for i, p in enumerate(paths) if i in chosen]

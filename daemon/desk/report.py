@@ -3,7 +3,6 @@
 Pure but for the files it writes: the figures come in, pages without scripts, network or absolute paths go out.
 """
 
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,15 +15,12 @@ from xml.etree import ElementTree as ET
 
 from daemon.desk import charts
 from daemon.desk.comparison import Case, Entry, Row, Sheet, Spread, clearly_best, spread
+from daemon.desk.page import document, node, save, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LOCO = ("logical_anomalies", "structural_anomalies")
-
-
-class ReportError(Exception):
-    """The pages cannot be made; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,38 +63,23 @@ _READING = (
 )
 
 _STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: #1c2024; line-height: 1.5;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 56px 40px 80px; }
-h1 { font-size: 38px; font-weight: 250; letter-spacing: -0.015em; line-height: 1.15; margin: 0 0 10px; }
 h2 { font-size: 23px; font-weight: 350; letter-spacing: -0.005em; margin: 64px 0 4px; }
 h3 { font-size: 16px; font-weight: 550; margin: 48px 0 4px; }
-p { margin: 0 0 12px; max-width: 84ch; }
 .facts, .legend { max-width: none; }
 .legend { margin: 28px 0 -6px; font-size: 14px; }
 .legend > span { margin-right: 26px; white-space: nowrap; }
 a { color: #005a8e; text-decoration: none; border-bottom: 1px solid #b9d6e8; }
 a:hover { border-color: #005a8e; }
-.facts, .note, nav, figcaption, footer { color: #6b727b; font-size: 13.5px; }
+nav, figcaption { color: #6b727b; font-size: 13.5px; }
 nav { margin-bottom: 40px; }
 nav a { margin-right: 18px; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; margin: 14px 0 8px; font-size: 13.5px;
-  font-variant-numeric: tabular-nums; }
-th { font-weight: 450; color: #6b727b; text-align: right; vertical-align: bottom; padding: 6px 10px;
-  border-bottom: 1px solid #aab1ba; line-height: 1.25; }
-td { text-align: right; padding: 8px 10px; border-bottom: 1px solid #e9ecef; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th:last-child, td:last-child { padding-right: 0; }
-td small { color: #868d96; font-size: 11.5px; margin-left: 3px; }
 table.stacked td { vertical-align: top; }
 table.stacked small { display: block; margin: 0; }
-td strong { font-weight: 680; }
 td.failed { color: #b34700; text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .chip { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 9px; }
-.chart { display: block; max-width: 100%; height: auto; margin: 18px 0 4px; }
+.chart { margin: 18px 0 4px; }
 .cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(500px, 1fr)); gap: 26px 28px; margin: 18px 0; }
 figure { margin: 0; }
 .pair { display: flex; align-items: flex-start; gap: 4px; border-radius: 6px; overflow: hidden; background: #131519; }
@@ -110,35 +91,21 @@ details { margin: 10px 0; }
 summary { cursor: pointer; color: #6b727b; font-size: 13.5px; }
 pre { font: 12px/1.6 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: #f5f6f8; padding: 14px 16px;
   border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }
-footer { margin-top: 72px; padding-top: 16px; border-top: 1px solid #e9ecef; }
+footer { margin-top: 72px; padding-top: 16px; }
 @media print { main { padding: 0; max-width: none; } .cases figure, tr, .chart { break-inside: avoid; } }
 """
-
-
-def require_charts() -> None:
-    """Make sure that the pages can be drawn; to be asked before hours of training.
-
-    Raises:
-        ReportError: matplotlib is missing.
-    """
-    try:
-        import matplotlib as mpl  # noqa: F401 -- whether it is there
-    except ModuleNotFoundError as error:
-        raise ReportError(f"the report's charts need {error.name}: pip install 'inspectd[report]'") from None
 
 
 def write(sheets: Sequence[Sheet], machine: Mapping[str, Any], out: Path) -> Path:
     """Write index.html, a page for each category, results.json and results.md into `out`; returns the index.
 
     Raises:
-        ReportError: matplotlib is missing.
         OSError: `out` cannot be written.
     """
-    require_charts()
     out.mkdir(parents=True, exist_ok=True)
-    _save(out / "index.html", _index(sheets, machine, out))
+    save(out / "index.html", _index(sheets, machine, out))
     for place, sheet in enumerate(sheets):
-        _save(out / _page(sheet.category), _category(sheets, place, out))
+        save(out / _page(sheet.category), _category(sheets, place, out))
     (out / "results.md").write_text(markdown(sheets), encoding="utf-8")
     content = {"machine": dict(machine), "categories": {sheet.category: _figures(sheet) for sheet in sheets}}
     (out / "results.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -183,20 +150,20 @@ def _index(sheets: Sequence[Sheet], machine: Mapping[str, Any], out: Path) -> ET
     entries = [row.entry for row in sheets[0].rows]
     seeds = max(len(row.results) for row in sheets[0].rows)
     title = f"{_count(len(entries), 'detector')} on {_count(len(sheets), 'category', 'categories')}"
-    body = [_node("h1", title), _node("p", _machine(machine, seeds), class_="facts"), _node("p", _PROTOCOL)]
+    body = [node("h1", title), node("p", _machine(machine, seeds), class_="facts"), node("p", _PROTOCOL)]
     with charts.drawing():
         if any(row.done for sheet in sheets for row in sheet.rows):
             alt = "Image AUROC and true rejects at 1 % of each detector on each category"
-            legend = [_node("span", _chip(entry, entries), entry.label) for entry in entries]
-            body.append(_node("p", *legend, class_="legend"))
+            legend = [node("span", _chip(entry, entries), entry.label) for entry in entries]
+            body.append(node("p", *legend, class_="legend"))
             body.append(_chart(charts.overview(sheets), out / "charts" / "overview.svg", out, alt))
             body.append(
                 _chart(charts.cost(sheets), out / "charts" / "cost.svg", out, "True rejects at 1 % over latency")
             )
     for sheet in sheets:
-        link = _node("a", sheet.category, href=quote(_page(sheet.category)))
-        body += [_node("h2", link), _node("p", _facts(sheet), class_="facts"), _table(sheet)]
-    body += [_node("h2", "How to read this"), _node("p", _READING), _node("h2", "How it was made")]
+        link = node("a", sheet.category, href=quote(_page(sheet.category)))
+        body += [node("h2", link), node("p", _facts(sheet), class_="facts"), _table(sheet)]
+    body += [node("h2", "How to read this"), node("p", _READING), node("h2", "How it was made")]
     body.append(_made(sheets))
     return _document(title, body)
 
@@ -208,21 +175,21 @@ def _category(sheets: Sequence[Sheet], place: int, out: Path) -> ET.Element:
     ways += [(f"← {other.category}", _page(other.category)) for other in sheets[max(place - 1, 0) : place]]
     ways += [(f"{other.category} →", _page(other.category)) for other in sheets[place + 1 : place + 2]]
     body = [
-        _node("nav", *(_node("a", text, href=quote(page)) for text, page in ways)),
-        _node("h1", sheet.category),
-        _node("p", _facts(sheet), class_="facts"),
+        node("nav", *(node("a", text, href=quote(page)) for text, page in ways)),
+        node("h1", sheet.category),
+        node("p", _facts(sheet), class_="facts"),
         _table(sheet),
     ]
     measured = [row for row in sheet.rows if row.done]
     drawn = out / "charts" / sheet.category
     with charts.drawing():
         if measured:
-            body += [_node("h2", "What each rejects, and what it costs in good parts"), _node("p", _ROC_NOTE)]
+            body += [node("h2", "What each rejects, and what it costs in good parts"), node("p", _ROC_NOTE)]
             body.append(_chart(charts.roc(measured, entries), drawn / "roc.svg", out, "ROC curves of all detectors"))
-            body += [_node("h2", "What so few parts can show"), _intervals(measured, entries)]
+            body += [node("h2", "What so few parts can show"), _intervals(measured, entries)]
             if len(measured[0].done[0]["present"]) > 1:
-                body += [_node("h2", "Which defects"), _defects(measured, entries)]
-            body += [_node("h2", "Scores, and the parts behind them"), _node("p", _SCORES_NOTE)]
+                body += [node("h2", "Which defects"), _defects(measured, entries)]
+            body += [node("h2", "Scores, and the parts behind them"), node("p", _SCORES_NOTE)]
         for row in measured:
             body += _portrait(row, sheet.cases.get(row.entry.label, ()), entries, drawn, out)
     return _document(sheet.category, body)
@@ -250,43 +217,43 @@ def _portrait(
 ) -> Iterator[ET.Element]:
     """One detector: its scores and its telling parts."""
     figures, label = row.done[0], row.entry.label
-    yield _node("h3", _chip(row.entry, entries), _name(row.entry))
+    yield node("h3", _chip(row.entry, entries), _name(row.entry))
     yield _chart(charts.scores(figures), drawn / f"{label}.svg", out, f"Scores of {label} by kind of part")
     if isinstance(cases, str):
-        yield _node("p", f"There are no pictures: {cases}", class_="note")
+        yield node("p", f"There are no pictures: {cases}", class_="note")
         return
-    yield _node("div", *(_figure(case, figures["threshold"]) for case in cases), class_="cases")
+    yield node("div", *(_figure(case, figures["threshold"]) for case in cases), class_="cases")
 
 
 def _figure(case: Case, threshold: float) -> ET.Element:
     good = case.defect == "good"
     said = {True: "rightly passed" if good else "rightly rejected", False: "false reject" if good else "escape"}
-    verdict = _node("b", said[case.right], class_="right" if case.right else "wrong")
+    verdict = node("b", said[case.right], class_="right" if case.right else "wrong")
     ratio = f" · {case.score / threshold:.2f} × threshold" if threshold > 0 else ""
     pictures = [
-        _node("img", src=quote(path.as_posix()), alt=f"{what} of {case.part}", loading="lazy")
+        node("img", src=quote(path.as_posix()), alt=f"{what} of {case.part}", loading="lazy")
         for path, what in ((case.truth, "truth"), (case.overlay, "anomaly map"))
     ]
-    caption = _node("figcaption", verdict, f" · {case.defect} · {case.part}{ratio}")
-    return _node("figure", _node("div", *pictures, class_="pair"), caption)
+    caption = node("figcaption", verdict, f" · {case.defect} · {case.part}{ratio}")
+    return node("figure", node("div", *pictures, class_="pair"), caption)
 
 
 def _table(sheet: Sheet) -> ET.Element:
     columns, best, entries = _shown(sheet), _best(sheet), [row.entry for row in sheet.rows]
-    rows = [_node("tr", _node("th", ""), *(_node("th", column.heading) for column in columns), _node("th", "seeds"))]
+    rows = [node("tr", node("th", ""), *(node("th", column.heading) for column in columns), node("th", "seeds"))]
     for row in sheet.rows:
-        cells = [_node("td", _chip(row.entry, entries), row.entry.label)]
+        cells = [node("td", _chip(row.entry, entries), row.entry.label)]
         if row.done:
             for column in columns:
                 mean, deviation = _cell(row.spread(column.key), column.kind)
-                figure = _node("strong", mean) if best[column.key] is row else mean
-                cells.append(_node("td", figure, *([_node("small", deviation)] if deviation else [])))
-            cells.append(_node("td", _seeds(row)))
+                figure = node("strong", mean) if best[column.key] is row else mean
+                cells.append(node("td", figure, *([node("small", deviation)] if deviation else [])))
+            cells.append(node("td", _seeds(row)))
         wide = str(len(columns) + 1)
-        failed = [_node("td", f"failed, {error}", class_="failed", colspan=wide) for error in row.errors]
-        rows.append(_node("tr", *cells, *([] if row.done else failed[:1])))
-        rows += [_node("tr", _node("td"), cell) for cell in failed[0 if row.done else 1 :]]
-    return _node("div", _node("table", *rows, class_="stacked"), class_="wide")
+        failed = [node("td", f"failed, {error}", class_="failed", colspan=wide) for error in row.errors]
+        rows.append(node("tr", *cells, *([] if row.done else failed[:1])))
+        rows += [node("tr", node("td"), cell) for cell in failed[0 if row.done else 1 :]]
+    return node("div", node("table", *rows, class_="stacked"), class_="wide")
 
 
 def _intervals(measured: Sequence[Row], entries: Sequence[Entry]) -> ET.Element:
@@ -301,7 +268,7 @@ def _intervals(measured: Sequence[Row], entries: Sequence[Entry]) -> ET.Element:
         "F1, best threshold",
         "PRO per image",
     )
-    rows = [_node("tr", *(_node("th", heading) for heading in headings))]
+    rows = [node("tr", *(node("th", heading) for heading in headings))]
     for row in measured:
         found = row.done[0]
         cells: list[list[ET.Element | str]] = [
@@ -310,31 +277,31 @@ def _intervals(measured: Sequence[Row], entries: Sequence[Entry]) -> ET.Element:
             _span(found["true_reject_at_5"], found["true_reject_at_5_interval"], "percent"),
             _span(found["false_reject_rate"], found["false_reject_interval"], "percent"),
             _span(found["escape_rate"], found["escape_interval"], "percent"),
-            [f"{100 * found['alpha_carried']:.1f} %", _node("small", f"of {100 * found['alpha']:.3g} % asked")],
+            [f"{100 * found['alpha_carried']:.1f} %", node("small", f"of {100 * found['alpha']:.3g} % asked")],
             [f"{found['f1_max']:.3f}"],
             ["–" if found["pro_per_image_rd"] is None else f"{found['pro_per_image_rd']:.3f}"],
         ]
-        name = _node("td", _chip(row.entry, entries), row.entry.label)
-        rows.append(_node("tr", name, *(_node("td", *cell) for cell in cells)))
-    note = _node("p", _INTERVALS_NOTE, class_="note")
-    return _node("div", note, _node("table", *rows), class_="wide")
+        name = node("td", _chip(row.entry, entries), row.entry.label)
+        rows.append(node("tr", name, *(node("td", *cell) for cell in cells)))
+    note = node("p", _INTERVALS_NOTE, class_="note")
+    return node("div", note, node("table", *rows), class_="wide")
 
 
 def _defects(measured: Sequence[Row], entries: Sequence[Entry]) -> ET.Element:
     present: Mapping[str, int] = measured[0].done[0]["present"]
-    headings = [_node("th", kind, _node("br"), _node("small", f"{n} parts")) for kind, n in present.items()]
-    rows = [_node("tr", _node("th", ""), *headings, _node("th", "mean of kinds"))]
+    headings = [node("th", kind, node("br"), node("small", f"{n} parts")) for kind, n in present.items()]
+    rows = [node("tr", node("th", ""), *headings, node("th", "mean of kinds"))]
     for row in measured:
-        cells = [_node("td", _chip(row.entry, entries), row.entry.label)]
+        cells = [node("td", _chip(row.entry, entries), row.entry.label)]
         for kind in present:
             mean, deviation = _cell(row.spread(f"image_auroc_by_defect/{kind}"), "share")
             escaped = spread(figures["missed"][kind] / figures["present"][kind] for figures in row.done)
             share = "" if escaped is None else f"{100 * escaped.mean:.0f} % escape"
-            cells.append(_node("td", mean, _node("small", deviation), _node("br"), _node("small", share)))
+            cells.append(node("td", mean, node("small", deviation), node("br"), node("small", share)))
         mean, deviation = _cell(row.spread("image_auroc_mean"), "share")
-        rows.append(_node("tr", *cells, _node("td", mean, _node("small", deviation))))
-    note = _node("p", "Image AUROC of each defect against the good parts, and the share that passes.", class_="note")
-    return _node("div", note, _node("table", *rows), class_="wide")
+        rows.append(node("tr", *cells, node("td", mean, node("small", deviation))))
+    note = node("p", "Image AUROC of each defect against the good parts, and the share that passes.", class_="note")
+    return node("div", note, node("table", *rows), class_="wide")
 
 
 def _made(sheets: Sequence[Sheet]) -> ET.Element:
@@ -343,50 +310,21 @@ def _made(sheets: Sequence[Sheet]) -> ET.Element:
     for sheet in sheets:
         done = [figures for row in sheet.rows for figures in row.done]
         lines = [command for figures in done for command in figures["run"]["commands"]]
-        blocks.append(_node("details", _node("summary", sheet.category), _node("pre", "\n".join(lines))))
-    return _node("div", *blocks)
+        blocks.append(node("details", node("summary", sheet.category), node("pre", "\n".join(lines))))
+    return node("div", *blocks)
 
 
 def _chart(figure: "Figure", path: Path, out: Path, alt: str) -> ET.Element:
-    """Write the chart, its text in the page's own typeface, and return its place in the page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    """Write the chart and return its place in the page."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    face = "system-ui, -apple-system, &quot;Segoe UI&quot;, Roboto, &quot;Helvetica Neue&quot;, Arial, sans-serif"
-    path.write_text(text.getvalue().replace("'DejaVu Sans'", face), encoding="utf-8", errors="replace")
+    path.write_text(svg(figure), encoding="utf-8", errors="replace")
     source = quote(path.relative_to(out).as_posix())
-    return _node("img", src=source, alt=alt, class_="chart", width=str(round(96 * figure.get_figwidth())))
+    return node("img", src=source, alt=alt, class_="chart", width=str(round(96 * figure.get_figwidth())))
 
 
 def _document(title: str, body: Iterable[ET.Element]) -> ET.Element:
-    head = _node(
-        "head",
-        _node("meta", charset="utf-8"),
-        _node("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        _node("title", f"{title} · inspectd"),
-        _node("style", _STYLE),
-    )
-    footer = _node("footer", f"Made by inspectd on {datetime.now(UTC).date().isoformat()}.")
-    return _node("html", head, _node("body", _node("main", *body, footer)), lang="en")
-
-
-def _node(tag: str, *content: ET.Element | str, **attributes: str) -> ET.Element:
-    """An element that escapes its text; a trailing underscore keeps Python's own words apart: class_."""
-    node = ET.Element(tag, {name.rstrip("_"): value for name, value in attributes.items()})
-    for piece in content:
-        if isinstance(piece, ET.Element):
-            node.append(piece)
-        elif len(node):
-            node[-1].tail = (node[-1].tail or "") + piece
-        else:
-            node.text = (node.text or "") + piece
-    return node
-
-
-def _save(path: Path, page: ET.Element) -> None:
-    # Names of files may hold what is no Unicode; a page has to say something in its place.
-    text = "<!DOCTYPE html>\n" + ET.tostring(page, encoding="unicode", method="html") + "\n"
-    path.write_text(text, encoding="utf-8", errors="replace")
+    footer = node("footer", f"Made by inspectd on {datetime.now(UTC).date().isoformat()}.")
+    return document(title, [*body, footer], _STYLE)
 
 
 def _page(category: str) -> str:
@@ -442,7 +380,7 @@ def _span(value: float, interval: Sequence[float | None], kind: str) -> list[ET.
         return [_cell(Spread(value, None, 1), kind)[0]]
     factor, digits = (1, 3) if kind == "share" else (100, 1)
     text = _cell(Spread(value, None, 1), kind)[0]
-    return [text, _node("small", f"{factor * low:.{digits}f} … {factor * high:.{digits}f}")]
+    return [text, node("small", f"{factor * low:.{digits}f} … {factor * high:.{digits}f}")]
 
 
 def _facts(sheet: Sheet) -> str:
@@ -485,7 +423,7 @@ def _plain(text: str) -> str:
 
 
 def _chip(entry: Entry, entries: Sequence[Entry]) -> ET.Element:
-    return _node("span", class_="chip", style=f"background:{charts.colour_of(entry, entries)}")
+    return node("span", class_="chip", style=f"background:{charts.colour_of(entry, entries)}")
 
 
 def _figures(sheet: Sheet) -> list[dict[str, Any]]:

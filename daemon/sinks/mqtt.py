@@ -22,7 +22,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from daemon import contract
-from daemon.contract import Identity, Message, StationState
+from daemon.contract import Identity, Message, Quality, StationState
 from daemon.outbox import Entry, Outbox, OutboxError
 
 WINDOW = 12
@@ -35,6 +35,7 @@ CONNECT_TIMEOUT_S = 5.0
 PICTURE_CONNECT_TIMEOUT_S = 2.0
 GOODBYE_S = 1.0
 HEARTBEAT_S = 10.0
+QUALITY_INTERVAL_S = 60.0
 LAST_INTERVAL_S = 0.2
 BACKOFF_S = (0.5, 30.0)
 """Seconds of the first and the longest pause before another attempt."""
@@ -260,6 +261,7 @@ class StationSink:
         outbox: Outbox,
         *,
         state: Callable[[], StationState],
+        quality: Callable[[], Quality],
         actuation_ttl_s: float,
         backoff_s: tuple[float, float] = BACKOFF_S,
     ) -> None:
@@ -267,6 +269,7 @@ class StationSink:
         self._identity = identity
         self._outbox = outbox
         self._state = state
+        self._quality = quality
         self._ttl_s = actuation_ttl_s
         self._backoff_s = backoff_s
         self._link: Link | None = None
@@ -342,12 +345,14 @@ class StationSink:
     def _deliver(self, delivery: "_Delivery", stop: Event, drain_s: float) -> None:
         """Use one connection until it is lost (DeliveryError) or the work is done."""
         delivery.tell(self._state())
+        delivery.tell_quality(self._quality())
         delivery.link.publish(self._status(online=True, reason="running"))
         try:
             while not stop.is_set() or drain_s > 0:
                 began = time.monotonic()
                 delivery.send_record()
                 delivery.tell(self._state())
+                delivery.tell_quality(self._quality())
                 if stop.is_set() and delivery.complete:
                     break
                 delivery.settle(LAST_INTERVAL_S)
@@ -394,7 +399,9 @@ class _Delivery:
         self._late_until = outbox.last_seq(identity.station)
         self._newest: Entry | None = None
         self._last_at = self._told_at = -HEARTBEAT_S
-        self._told = ("", "")
+        self._told: tuple[str, ...] = ()
+        self._assured: tuple[object, ...] | None = None
+        self._assured_at = 0.0
         self._heard_at = time.monotonic()
 
     @property
@@ -418,10 +425,18 @@ class _Delivery:
     def tell(self, state: StationState) -> None:
         """Publish the state if it changed, or as a heartbeat."""
         now = time.monotonic()
-        essence = (state.state, state.camera)
+        essence = (state.state, state.camera, state.drift, state.challenge)
         if essence != self._told or now - self._told_at >= HEARTBEAT_S:
             self.link.publish(contract.encode_state(self._identity, state, datetime.now(UTC)))
             self._told, self._told_at = essence, now
+
+    def tell_quality(self, quality: Quality) -> None:
+        """Publish the quality if something began or ended, or once a minute."""
+        now = time.monotonic()
+        essence = (quality.challenge, *sorted(name for name, reading in quality.watches.items() if reading.alarm))
+        if essence != self._assured or now - self._assured_at >= QUALITY_INTERVAL_S:
+            self.link.publish(contract.encode_quality(self._identity, quality, datetime.now(UTC)))
+            self._assured, self._assured_at = essence, now
 
     def settle(self, wait_s: float) -> None:
         """Wait a little for acknowledgements, and forget the verdicts that have arrived.

@@ -8,7 +8,7 @@ import torch
 
 from detectors import artifact
 from detectors.base import ArtifactError, Image, Prediction
-from detectors.devices import watched
+from detectors.devices import engine, watched
 from detectors.efficientad.anomaly_map import align, combine, differences
 from detectors.efficientad.mahalanobis import Mahalanobis
 from detectors.efficientad.network import FEATURES, PDN, PIXELS, PREPROCESS, SIZES, EfficientAD, Size
@@ -39,12 +39,8 @@ class EfficientADDetector:
         self._device = torch.device(device)
         self._network = _placed(network, device)
         self._puad = puad
-        self._fingerprint = fingerprint
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over weights and settings."""
-        return self._fingerprint
+        self.fingerprint = fingerprint
+        self.engine = engine(device)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Image]) -> list[Prediction]:

@@ -8,7 +8,7 @@ import torch
 
 from detectors import artifact
 from detectors.base import ArtifactError, Image, Prediction
-from detectors.devices import watched
+from detectors.devices import engine, watched
 from detectors.preprocess import Preprocess
 from detectors.reverse_distillation.anomaly_map import AnomalyMap, anomaly_score
 from detectors.reverse_distillation.network import ReverseDistillation
@@ -25,12 +25,8 @@ class ReverseDistillationDetector:
         self._network = network.to(self._device).eval()
         self._preprocess = preprocess
         self._map = AnomalyMap(preprocess.size, [preprocess.size // stride for stride in (4, 8, 16)]).to(self._device)
-        self._fingerprint = fingerprint
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over weights and settings."""
-        return self._fingerprint
+        self.fingerprint = fingerprint
+        self.engine = engine(device)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Image]) -> list[Prediction]:

@@ -19,8 +19,11 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
+from calibration.calibration import Provenance, fit
+from calibration.drift import Reading
 from daemon import contract
-from daemon.contract import Identity, Message, StationState
+from daemon.challenge import ChallengeStatus
+from daemon.contract import Identity, Message, Quality, StationState
 from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
 from daemon.sinks import mqtt
@@ -39,12 +42,13 @@ from tests.brokers import (
 
 IDENTITY = Identity("inspectd", "edge7", "top", "9f31c2aa", "flange-a", "3b7e" * 16, "51c0ffee51c0", 0.01)
 AT = datetime(2026, 11, 22, 7, 58, 3, 482_000, UTC)
+CALIBRATION = fit([1.0, 2.0, 3.0], alpha=0.3, provenance=Provenance("3b7e" * 16, "d", AT))
 QUIET_S = 0.3
 NEVER_S = (36_000.0, 36_000.0)
 
 
 def verdict(seq: int) -> Verdict:
-    decision = Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 0.75, 0.01, 0.5)
+    decision = Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 0.75, 0.01, 0.5, 0.5)
     capture = Capture(f"{seq:026}", "top", f"part-{seq}", AT, AT, 0.0, f"/in/part-{seq}.png")
     return Verdict(seq, capture, decision, AT, Latency(0.0, 1.0, 2.0))
 
@@ -76,9 +80,16 @@ class Station:
         drain_s: float = DEADLINE_S,
     ) -> None:
         self.outbox = Outbox(folder / "outbox.sqlite3")
-        self.condition = StationState("ContinuousExecution", "online", 1, 0, 0, 1)
+        self.condition = StationState("ContinuousExecution", "online", "ok", "off", 1, 0, 0, 1)
+        self.quality = Quality(CALIBRATION, "ok", {}, None)
         self.sink = StationSink(
-            broker, IDENTITY, self.outbox, state=lambda: self.condition, actuation_ttl_s=ttl_s, backoff_s=backoff_s
+            broker,
+            IDENTITY,
+            self.outbox,
+            state=lambda: self.condition,
+            quality=lambda: self.quality,
+            actuation_ttl_s=ttl_s,
+            backoff_s=backoff_s,
         )
         self.failure: Exception | None = None
         self._drain_s = drain_s
@@ -136,15 +147,15 @@ def numbers(messages: list[Any], key: str = "seq") -> list[int]:
 # Presence
 
 
-def test_a_station_says_its_state_and_then_that_it_is_online_and_at_the_end_that_it_has_stopped(
+def test_a_station_says_its_state_and_quality_then_that_it_is_online_and_at_the_end_that_it_has_stopped(
     tmp_path: Path, broker: Broker, subscribe: Callable[..., Subscriber]
 ) -> None:
     watching = subscribe(broker)
     with station(tmp_path, settings(broker)) as working:
         watching.wait(lambda: statuses(watching) == ["running"], "the station to be online")
-        assert [message.leaf for message in watching.messages] == ["state", "status"]
+        assert [message.leaf for message in watching.messages] == ["state", "quality", "status"]
         late = subscribe(broker)
-        late.wait(lambda: late.of("state") and late.of("status"), "the retained state and status")
+        late.wait(lambda: {message.leaf for message in late.messages} == {"state", "quality", "status"}, "the retained")
         assert all(message.retain for message in late.messages)
         assert late.of("status")[0].content["online"] is True
         working.keep(3)
@@ -152,8 +163,9 @@ def test_a_station_says_its_state_and_then_that_it_is_online_and_at_the_end_that
         watching.wait(lambda: numbers(watching.of("last"))[-1:] == [3], "the newest verdict")
     watching.wait(lambda: statuses(watching) == ["running", "stopped"], "the station to say that it has stopped")
     later = subscribe(broker)
-    later.wait(lambda: later.of("state") and later.of("status") and later.of("last"), "what is retained")
-    assert {message.leaf for message in later.messages} == {"state", "status", "last"}
+    retained = {"state", "quality", "status", "last"}
+    later.wait(lambda: {message.leaf for message in later.messages} >= retained, "what is retained")
+    assert {message.leaf for message in later.messages} == retained
     assert later.of("status")[0].content == watching.of("status")[-1].content
     assert later.of("status")[0].content["online"] is False
     assert later.of("last")[0].content["seq"] == 3
@@ -169,6 +181,50 @@ def test_the_state_is_told_again_when_it_changes(
         working.sink.notify()
         watching.wait(lambda: len(watching.of("state")) == 2, "the new state")
     assert [message.content["state"] for message in watching.of("state")] == ["ContinuousExecution", "Error", "Halted"]
+
+
+def test_the_state_is_told_again_when_drift_or_the_challenge_test_changes(
+    tmp_path: Path, broker: Broker, subscribe: Callable[..., Subscriber]
+) -> None:
+    watching = subscribe(broker)
+    with station(tmp_path, settings(broker)) as working:
+        watching.wait(lambda: watching.of("status"), "the station to be online")
+        drifting = replace(working.condition, drift="light")
+        for number, working.condition in enumerate((drifting, replace(drifting, challenge="failed")), 2):
+            working.sink.notify()
+            watching.wait(lambda number=number: len(watching.of("state")) == number, "the state")  # type: ignore[misc]
+    told = [(message.content["drift"], message.content["challenge"]) for message in watching.of("state")]
+    assert told == [("ok", "off"), ("light", "off"), ("light", "failed"), ("light", "failed")]
+
+
+def test_the_quality_is_told_again_when_something_begins_or_ends_and_not_with_every_part(
+    tmp_path: Path, broker: Broker, subscribe: Callable[..., Subscriber]
+) -> None:
+    watching = subscribe(broker)
+    steady = Reading(1, "ok", "ok", "ok", 0.5, 1.0, 0.0, -1.0, "")
+    alarming = replace(steady, parts=3, cusum="alarm", cusum_up=13.0, direction="up")
+    failed = ChallengeStatus("failed", None, None, 0, 4, "LS-12 (bad) passed")
+    with station(tmp_path, settings(broker)) as working:
+        watching.wait(lambda: watching.of("status"), "the station to be online")
+        working.quality = Quality(CALIBRATION, "ok", {"score": replace(steady, parts=2)}, None)
+        for number, camera in enumerate(("offline", "online"), 2):  # between two states the sink looks at the quality
+            working.condition = replace(working.condition, camera=camera)
+            working.sink.notify()
+            watching.wait(lambda number=number: len(watching.of("state")) == number, "the state")  # type: ignore[misc]
+        changes = [
+            Quality(CALIBRATION, "product", {"score": alarming}, None),
+            Quality(CALIBRATION, "product", {"score": alarming}, failed),
+            Quality(CALIBRATION, "product", {"score": alarming}, replace(failed, passed=1)),
+            Quality(CALIBRATION, "ok", {"score": replace(steady, parts=4)}, replace(failed, passed=1)),
+        ]
+        for number, working.quality in enumerate(changes, 2):
+            working.sink.notify()
+            watching.wait(lambda number=number: len(watching.of("quality")) == number, "it")  # type: ignore[misc]
+    told = [message.content for message in watching.of("quality")]
+    assert [content["drift"]["status"] for content in told] == ["ok", "product", "product", "product", "ok"]
+    assert [content["drift"]["score"]["parts"] for content in told] == [0, 3, 3, 3, 4]
+    assert [content["challenge"]["status"] for content in told] == ["off", "off", "failed", "failed", "failed"]
+    assert [content["challenge"]["passed"] for content in told] == [0, 0, 0, 1, 1]
 
 
 def test_a_station_that_is_killed_is_reported_lost_by_the_broker(
@@ -323,7 +379,8 @@ def test_a_verdict_that_the_access_list_refuses_stays_in_the_outbox_until_it_is_
     tmp_path: Path, mosquitto: Callable[..., Broker], subscribe: Callable[..., Subscriber]
 ) -> None:
     allowed = tmp_path / "acl"
-    allowed.write_text("topic read #\ntopic write inspectd/top/status\ntopic write inspectd/top/state\n")
+    leaves = ("status", "state", "quality")
+    allowed.write_text("topic read #\n" + "".join(f"topic write inspectd/top/{leaf}\n" for leaf in leaves))
     broker = mosquitto(f"acl_file {allowed}")
     with capture_logs() as logs, station(tmp_path, settings(broker)) as working:
         working.keep(2)
@@ -398,7 +455,7 @@ def test_a_message_to_the_reject_gate_is_not_retained_and_expires(
     assert (gate.retain, gate.expires_s, gate.content_type) == (False, 2, "application/json")
     assert (record.retain, record.expires_s, record.content_type) == (False, None, "application/json")
     assert (last.retain, last.expires_s) == (True, 3600)
-    assert all(message.retain for message in watching.of("state") + watching.of("status"))
+    assert all(message.retain for message in watching.of("state") + watching.of("quality") + watching.of("status"))
 
 
 @pytest.mark.skipif(shutil.which("mosquitto_sub") is None, reason="mosquitto_sub is not installed")
@@ -408,12 +465,12 @@ def test_mosquitto_sub_sees_each_leaf_as_the_contract_has_it(
     broker = mosquitto()
     watching = subscribe(broker)
     command = ["mosquitto_sub", "-V", "5", "-h", HOST, "-p", str(broker.port), "-t", "inspectd/top/+", "-q", "1"]
-    command += ["--retain-as-published", "-F", "%t|%r|%q|%E|%C|%p", "-W", str(round(DEADLINE_S)), "-C", "5"]
+    command += ["--retain-as-published", "-F", "%t|%r|%q|%E|%C|%p", "-W", str(round(DEADLINE_S)), "-C", "6"]
     with station(tmp_path, settings(broker)) as working:
         watching.wait(lambda: watching.of("status"), "the station to be online")
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
-            lines = [child.stdout.readline(), child.stdout.readline()]  # what is retained, so it has subscribed
+            lines = [child.stdout.readline() for _ in range(3)]  # what is retained, so it has subscribed
             working.sink.actuate(actuation(1))
             working.keep(1)
             lines += list(child.stdout)
@@ -425,6 +482,7 @@ def test_mosquitto_sub_sees_each_leaf_as_the_contract_has_it(
         seen[topic] = (retain, qos, expiry)
     assert {topic: marks[:2] for topic, marks in seen.items()} == {
         "inspectd/top/state": ("1", "1"),
+        "inspectd/top/quality": ("1", "1"),
         "inspectd/top/status": ("1", "1"),
         "inspectd/top/verdict": ("0", "1"),
         "inspectd/top/last": ("1", "1"),

@@ -1,24 +1,29 @@
 """The stages in their threads, with a small detector, a real outbox and sources that are lists."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
 
-from calibration.calibration import fit
-from daemon import pipeline
+from calibration.calibration import Calibration, Provenance, fit
+from daemon import contract, pipeline
+from daemon.challenge import Challenge, ChallengeSet
 from daemon.channel import Channel, Overflow
 from daemon.contract import Identity, Message
 from daemon.health import StationHealth
-from daemon.messages import Capture, Frame, Outcome, Unreadable
+from daemon.messages import Capture, Frame, Outcome, Reason, Unreadable
 from daemon.outbox import Entry, Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
-from detectors.base import DeviceLostError, Image, Prediction
+from daemon.quality import StationQuality
+from daemon.regions import PLAIN, RegionDetector, Rule
+from detectors.base import Detector, DeviceLostError, Image, Prediction
 from detectors.template import TemplateDetector
 from tests.brokers import eventually
 
@@ -37,6 +42,17 @@ class Moody(TemplateDetector):
         if any((image == STRANGE).all() for image in images):
             raise RuntimeError("out of memory")
         return super().predict(images)
+
+
+class Spotter:
+    """Takes an image's brightness, at half its resolution, for the anomaly map."""
+
+    fingerprint = "f"
+    engine = "numpy"
+
+    def predict(self, images: Sequence[Image]) -> list[Prediction]:
+        maps = [image[::2, ::2, 0].astype(np.float32) for image in images]
+        return [Prediction(float(anomaly_map.max()), anomaly_map) for anomaly_map in maps]
 
 
 class Shelf:
@@ -84,10 +100,39 @@ def capture(number: int, station: str = "cam1") -> Capture:
     return Capture(f"{number:026d}", station, f"part{number}", now, now, time.monotonic(), f"/in/{number}.png")
 
 
-def station(name: str = "cam1") -> Station:
-    calibration = fit([1.0, 2.0, 3.0], alpha=0.3, detector_fingerprint="f", data_sha256="d", made_at=datetime.now(UTC))
-    identity = Identity("plant", "edge", name, "b001", "m", "f" * 64, calibration.id, 0.3)
-    return Station(identity, Shelf(), Moody(GOOD), calibration, Gate(), StationHealth(name, 0), 5.0)
+def calibrated(scores: Sequence[float], **options: Any) -> Calibration:
+    return fit(scores, provenance=Provenance("f", "d", datetime.now(UTC)), **options)
+
+
+FEW = calibrated([1.0, 2.0, 3.0], alpha=0.3)
+BANDED = calibrated([float(score) for score in range(1, 101)], alpha=0.2, fail_alpha=0.02)
+USUAL = calibrated(np.random.default_rng(1).normal(100, 10, 300).round().tolist(), alpha=0.05)
+
+
+def station(
+    name: str = "cam1",
+    calibration: Calibration = FEW,
+    detector: Detector | None = None,
+    challenge: Challenge | None = None,
+    rule: Rule = PLAIN,
+) -> Station:
+    identity = Identity("plant", "edge", name, "b001", "m", "f" * 64, calibration.id, calibration.alpha_carried)
+    quality = StationQuality(name, calibration, challenge)
+    health = StationHealth(name, 0, quality)
+    return Station(identity, Shelf(), detector or Moody(GOOD), calibration, Gate(), health, quality, 5.0, rule)
+
+
+def spotted(*spots: tuple[slice, slice, int]) -> Image:
+    """A black image of 40 × 24 pixels with brighter spots."""
+    image = np.zeros((24, 40, 3), np.uint8)
+    for rows, columns, brightness in spots:
+        image[rows, columns] = brightness
+    return image
+
+
+def written(outbox: Outbox) -> list[dict[str, Any]]:
+    """The record as subscribers will read it."""
+    return [json.loads(entry.payload) for entry in outbox.entries("cam1", 0, 1000)]
 
 
 class Line:
@@ -229,3 +274,118 @@ def test_pictures_are_thinned_out_and_one_that_cannot_be_drawn_is_left_out(outbo
     wanted = [Outcome.FAIL]
     pipeline.illustrate(pictures, {"cam1": cam}, shown.append, wanted=wanted, side=64, limit_bytes=10**6)
     assert [m.topic for m in shown] in ([], ["plant/cam1/image/overlay"])
+
+
+def test_a_part_above_the_threshold_carries_its_regions_in_pixels_of_its_image(outbox: Outbox) -> None:
+    cam = station(calibration=BANDED, detector=Spotter())
+    spots = [
+        (slice(4, 8), slice(10, 16), int(2 * BANDED.threshold)),
+        (slice(20, 24), slice(36, 40), int(2.5 * BANDED.threshold)),
+    ]
+    done = Line(outbox, cam).run(Frame(capture(1), spotted(*spots)), Frame(capture(2), spotted()))
+    assert outcomes(done) == [Outcome.FAIL, Outcome.PASS]
+    failed, passed = written(outbox)
+    assert failed["region_count"] == 2
+    assert [tuple(region[key] for key in "xywh") for region in failed["regions"]] == [(36, 20, 4, 4), (10, 4, 6, 4)]
+    assert [region["area_px"] for region in failed["regions"]] == [16.0, 24.0]
+    assert failed["regions"][0]["peak"] == round(failed["score"], 3)
+    assert (passed["regions"], passed["region_count"]) == ([], 0)
+
+
+def test_under_a_rule_what_is_too_small_is_no_region(outbox: Outbox) -> None:
+    rule = Rule(smallest_area_px=20)
+    cam = station(calibration=BANDED, detector=RegionDetector(Spotter(), rule), rule=rule)
+    large, small = (slice(4, 8), slice(10, 16), 200), (slice(20, 24), slice(36, 40), 250)
+    done = Line(outbox, cam).run(Frame(capture(1), spotted(large, small)), Frame(capture(2), spotted(small)))
+    assert outcomes(done) == [Outcome.FAIL, Outcome.PASS]
+    assert [region["x"] for region in written(outbox)[0]["regions"]] == [10]
+
+
+def test_an_uncertain_part_is_rejected_for_its_own_reason_and_shows_where(outbox: Outbox) -> None:
+    cam = station(calibration=BANDED, detector=Spotter())
+    between = int(BANDED.threshold) + 1
+    done = Line(outbox, cam).run(Frame(capture(1), spotted((slice(4, 8), slice(10, 16), between))))
+    assert outcomes(done) == [Outcome.UNCERTAIN]
+    (told,) = written(outbox)
+    assert (told["verdict_code"], told["reason"], told["reason_code"]) == (3, "uncertain_band", 110)
+    assert told["reject"] is True
+    assert told["threshold"] < told["score"] <= told["fail_threshold"]
+    assert told["region_count"] == 1
+    assert isinstance(cam.sink, Gate)
+    gate = json.loads(cam.sink.heard[0].payload)
+    assert (gate["c"], gate["r"]) == (3, True)
+
+
+@pytest.fixture
+def challenge(tmp_path: Path) -> Challenge:
+    """Part 1 is good and part 2 bad; a failed test holds the station."""
+    parts = ChallengeSet("box", frozenset({"part1"}), frozenset({"part2"}), timedelta(hours=8), timedelta(minutes=30))
+    return Challenge(parts, "cam1", tmp_path, holds_station=True)
+
+
+def frames(*parts: tuple[int, Image]) -> list[Frame]:
+    return [Frame(replace(capture(n), part_id=f"part{number}"), image) for n, (number, image) in enumerate(parts)]
+
+
+def test_a_failed_challenge_test_rejects_all_other_parts_until_the_set_passes(
+    outbox: Outbox, challenge: Challenge
+) -> None:
+    cam = station(challenge=challenge)
+    parts = frames((10, GOOD), (1, BAD), (11, GOOD), (12, BAD), (2, BAD), (13, GOOD), (1, GOOD), (14, GOOD))
+    done = Line(outbox, cam).run(*parts)
+    told = written(outbox)
+    assert [(verdict["part_id"], verdict["verdict"], verdict["reason_code"]) for verdict in told] == [
+        ("part10", "PASS", 0),
+        ("part1", "FAIL", 100),
+        ("part11", "ERROR", 501),
+        ("part12", "ERROR", 501),
+        ("part2", "FAIL", 100),
+        ("part13", "ERROR", 501),
+        ("part1", "PASS", 0),
+        ("part14", "PASS", 0),
+    ]
+    assert [verdict["part_id"] for verdict in told if verdict["challenge"]] == ["part1", "part2", "part1"]
+    rejects = [verdict["reject"] for verdict in told]
+    assert rejects == [False, True, True, True, True, True, False, False]
+    assert isinstance(cam.sink, Gate)
+    assert [json.loads(message.payload)["r"] for message in cam.sink.heard] == rejects
+    assert "part1 (good) failed" in told[2]["detail"]
+    assert (told[2]["score"], told[2]["regions"]) == (-1.0, [])
+    assert challenge.status(datetime.now(UTC)).status == "ok"
+    assert pipeline.picture_of(done[2], 64, PLAIN).any()
+
+
+def test_while_the_station_is_held_its_state_is_an_error_and_a_damaged_file_is_still_known_as_one(
+    outbox: Outbox, challenge: Challenge
+) -> None:
+    cam = station(challenge=challenge)
+    cam.health.source_is(available=True)
+    damaged = Unreadable(capture(10), "the file is empty")
+    done = Line(outbox, cam).run(Frame(capture(2), GOOD), damaged, Frame(capture(11), GOOD))
+    reasons = [item.verdict.decision.reason for item in done]
+    assert reasons == [Reason.NONE, Reason.DECODE_FAILED, Reason.CHALLENGE_FAILED]
+    assert isinstance(cam.source, Shelf)
+    assert [failure for _, failure in cam.source.settled] == [None, "the file is empty", None]
+    state = cam.health.state(0)
+    assert (state.state, state.challenge) == ("Error", "failed")
+
+
+def test_parts_of_the_challenge_test_and_held_parts_move_no_watch(outbox: Outbox, challenge: Challenge) -> None:
+    cam = station(challenge=challenge)
+    parts = frames((1, GOOD), (2, BAD), (10, GOOD), (11, GOOD), (12, BAD), (2, GOOD), (13, GOOD))
+    done = Line(outbox, cam).run(*parts)
+    assert outcomes(done).count(Outcome.PASS) == 4
+    assert cam.quality.report().watches["score"].parts == 2
+
+
+def test_scores_that_drift_below_the_threshold_alarm_and_the_alarm_is_told(outbox: Outbox) -> None:
+    cam = station(calibration=USUAL, detector=Spotter())
+    scores = np.random.default_rng(2).normal(111, 2, 80).astype(int).tolist()
+    parts = frames(*((n, spotted((slice(4, 8), slice(10, 16), score))) for n, score in enumerate(scores)))
+    assert set(outcomes(Line(outbox, cam).run(*parts))) == {Outcome.PASS}
+    told = json.loads(contract.encode_quality(cam.identity, cam.quality.report(), datetime.now(UTC)).payload)
+    assert told["drift"]["status"] == cam.health.state(0).drift == "product"
+    watch = told["drift"]["score"]
+    assert (watch["status"], watch["direction"], watch["parts"]) == ("alarm", "up", 80)
+    assert told["drift"]["brightness"]["status"] == "off"
+    assert {verdict["threshold_raw"] for verdict in written(outbox)} == {round(USUAL.threshold, 6)}

@@ -20,7 +20,7 @@ def usable(model: Path, detector: str) -> None:
     """Whether the daemon can take the model up."""
     assert json.loads((model / "manifest.json").read_text())["detector"] == detector
     loaded = build_detector(model, "cpu")
-    assert load_calibration(model, loaded).detector_fingerprint == loaded.fingerprint
+    assert load_calibration(model, loaded).provenance.model == loaded.fingerprint
 
 
 @pytest.mark.parametrize("detector", ["sk_rd4ad", "rd4ad", "rdpp", "patchcore"])

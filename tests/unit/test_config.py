@@ -11,10 +11,12 @@ from pydantic import ValidationError
 
 import config
 from config.load import ConfigError, load, read_password
-from config.schema import FolderSource, Mqtt, clean_name, options
+from config.schema import Challenge, FolderSource, Mqtt, Regions, clean_name, options
 
 SAMPLE = Path(config.__file__).parent / "inspectd.toml"
+MASKS = ("roi", "ignore")
 OPTION = re.compile(r"(# )?([a-z_]+) = \S.*")
+HEADING = re.compile(r"(# )?\[+([a-z_.]+)\]+")
 SMALLEST = """
 [mqtt]
 host = "127.0.0.1"
@@ -90,6 +92,16 @@ def test_the_smallest_configuration_has_all_defaults(file: Path) -> None:
         give_up_s=10,
         rescan_s=5,
     )
+    assert station.regions == Regions(smallest_area_px=0, count=1, roi=None, ignore=None)
+
+
+def test_the_regions_of_each_station_are_its_own(file: Path) -> None:
+    told = '[station.regions]\nsmallest_area_px = 40\ncount = 3\nroi = "roi.png"\nignore = "/srv/ignore.png"\n'
+    file.write_text(SMALLEST + told + SECOND_STATION)
+    first, second = load(file, {}).stations
+    masks = {"roi": file.parent / "roi.png", "ignore": Path("/srv/ignore.png")}
+    assert first.regions == Regions(smallest_area_px=40, count=3, **masks)
+    assert second.regions == Regions()
 
 
 def test_relative_paths_start_at_the_folder_of_the_file(file: Path, tmp_path: Path) -> None:
@@ -303,12 +315,83 @@ def test_broken_toml_at_the_end_of_the_file_says_so(file: Path) -> None:
         ('"folder"', '"folder"\nsettle_ms = 60001', 'station[0].source.settle_ms ("cam1")', "at most 60000"),
         ('"folder"', '"folder"\ngive_up_s = 0', 'station[0].source.give_up_s ("cam1")', "above 0"),
         ('"folder"', '"folder"\nrescan_s = nan', 'station[0].source.rescan_s ("cam1")', "is not a number"),
+        ("[station.source]", "challenge = 1\n[station.source]", 'station[0].challenge ("cam1")', "[station.challenge]"),
+        (
+            "[station.source]",
+            "regions = 5\n[station.source]",
+            'station[0].regions ("cam1")',
+            "Start it with the line [station.regions]",
+        ),
+        ("[station.source]", "count = 2\n[station.source]", 'station[0].count ("cam1")', "under [station.regions]?"),
         ("[[station]]", "[station]", "station", "Start it with the line [[station]], brackets as here."),
         ("[mqtt]", "[[mqtt]]", "mqtt", "Start it with the line [mqtt], brackets as here."),
     ],
 )
 def test_a_fault_is_told_with_file_key_and_cure(file: Path, old: str, new: str, key: str, cure: str) -> None:
     (fault,) = [line for line in faults(file, replaced(old, new)) if line.startswith(f"{file}: {key}: ")]
+    assert cure in fault
+
+
+@pytest.mark.parametrize(
+    ("lines", "option", "cure"),
+    [
+        ("", "name", 'Add a line "name = …" under [station.challenge].'),
+        ('name = ""', "name", "is empty. Write at least 1 character"),
+        ("within_min = 0", "within_min", "above 0 and at most 1440"),
+        ("every_h = true", "every_h", "true is not a number"),
+        ("evry_h = 4", "evry_h", 'Did you mean "every_h"?'),
+        ("good = []", "good", "Name at least one part."),
+        ("bad = []", "bad", "Name at least one part."),
+        ('good = "LS-1"', "good", '"LS-1" is not a list. Write one between'),
+        ("good = [1]", "good[0]", "1 is not a part id. Write it as"),
+        ('good = ["LS 1"]', "good[0]", '"LS 1" is not a part id.'),
+        ('bad = ["a", "a"]', "bad", 'names "a" twice. Name each part once.'),
+        (
+            'good = ["a", "b"]\nbad = ["c", "b"]',
+            "bad",
+            'names "b", which is among the good parts.',
+        ),
+    ],
+)
+def test_a_fault_of_a_challenge_test_is_told_with_key_and_cure(file: Path, lines: str, option: str, cure: str) -> None:
+    told = faults(file, f"{SMALLEST}[station.challenge]\n{lines}\n")
+    (fault,) = [line for line in told if line.startswith(f'{file}: station[0].challenge.{option} ("cam1"): ')]
+    assert cure in fault
+
+
+def test_a_challenge_test_is_read_and_is_absent_otherwise(file: Path) -> None:
+    assert load(file, {}).stations[0].challenge is None
+    lines = 'name = "screw, box 3"\ngood = ["LS-01"]\nbad = ["LS-11", "LS-12"]\nholds_station = true\n'
+    file.write_text(f"{SMALLEST}[station.challenge]\n{lines}")
+    assert load(file, {}).stations[0].challenge == Challenge(
+        name="screw, box 3",
+        good=("LS-01",),
+        bad=("LS-11", "LS-12"),
+        every_h=8,
+        within_min=30,
+        holds_station=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "name", "cure"),
+    [
+        ("smallest_area_px = -1", "smallest_area_px", "-1 is out of range. Give a number of at least 0 and at most 1"),
+        ('smallest_area_px = "40"', "smallest_area_px", '"40" is not a number. Write one like 2.5'),
+        ("smallest_area_px = inf", "smallest_area_px", "is not a number"),
+        ('smallest_area_px = "40"\ncount = 2', "smallest_area_px", "is not a number"),
+        ("smallest_area_px = 40\ncount = 0", "count", "0 is out of range. Give a number of at least 1 and at most 1"),
+        ("smallest_area_px = 40\ncount = 1.5", "count", "1.5 is not a whole number"),
+        ("count = 2", "count", "2 cannot be counted without a size. Add smallest_area_px = … to [station.regions]"),
+        ("smallest_area_px = 0\ncount = 2", "count", "2 cannot be counted without a size"),
+        ('roi = ""', "roi", "is not a path. Name a file or folder"),
+        ("ignore = [1]", "ignore", "a list is not text. Put the value in quotes"),
+        ('mask = "roi.png"', "mask", "known here: smallest_area_px, count, roi, ignore"),
+    ],
+)
+def test_a_fault_of_the_regions_is_told_once_with_key_and_cure(file: Path, told: str, name: str, cure: str) -> None:
+    (fault,) = faults(file, f"{SMALLEST}[station.regions]\n{told}\n")
+    assert fault.startswith(f'{file}: station[0].regions.{name} ("cam1"): ')
     assert cure in fault
 
 
@@ -435,28 +518,33 @@ def test_the_sample_is_valid_as_shipped() -> None:
 
 
 def test_the_sample_shows_the_defaults(file: Path) -> None:
-    """Every commented line holds its default, but for three that can only show an example."""
+    """Every commented line holds its default, but for those that can only show an example."""
     lines = SAMPLE.read_text().splitlines()
     file.write_text("\n".join(lines))
     shipped = load(file, {}).model_dump()
-    file.write_text("\n".join(line.removeprefix("# ") if OPTION.fullmatch(line) else line for line in lines))
+    shown = [line.removeprefix("# ") if OPTION.fullmatch(line) or HEADING.fullmatch(line) else line for line in lines]
+    file.write_text("\n".join(shown))
     uncommented = load(file, {}).model_dump()
     examples = [
         (uncommented.pop("node"), shipped.pop("node")),
         (uncommented["mqtt"].pop("username"), shipped["mqtt"].pop("username")),
         (uncommented["mqtt"].pop("password_file"), shipped["mqtt"].pop("password_file")),
+        *[(uncommented["stations"][0]["regions"].pop(n), shipped["stations"][0]["regions"].pop(n)) for n in MASKS],
+        (uncommented["stations"][0].pop("calibration"), shipped["stations"][0].pop("calibration")),
+        (challenge := uncommented["stations"][0].pop("challenge"), shipped["stations"][0].pop("challenge")),
     ]
     assert all(example != default for example, default in examples)
     assert uncommented == shipped
+    assert challenge == Challenge(**{key: challenge[key] for key in ("name", "good", "bad")}).model_dump()
 
 
 def test_the_sample_shows_every_option_once_in_order_below_its_description() -> None:
     section, above = "", ""
     told: list[tuple[str, str]] = []
     for line in SAMPLE.read_text().splitlines():
-        if heading := re.fullmatch(r"\[+([a-z_.]+)\]+", line):
-            section = f"{heading[1]}."
-            told.append((heading[1], above))
+        if heading := HEADING.fullmatch(line):
+            section = f"{heading[2]}."
+            told.append((heading[2], above))
         elif option := OPTION.fullmatch(line):
             told.append((section + option[2], above))
         above = line.removeprefix("# ")
@@ -466,7 +554,10 @@ def test_the_sample_shows_every_option_once_in_order_below_its_description() -> 
 
 
 def test_the_sample_comments_out_what_has_a_default_and_nothing_else() -> None:
-    required = {key.rpartition(".")[2] for key, field in options() if field.is_required()}
+    may_be_absent = tuple(f"{key}." for key, field in options() if not field.is_required())
+    required = {
+        key.rpartition(".")[2] for key, field in options() if field.is_required() and not key.startswith(may_be_absent)
+    }
     shown = {
         option[2] for line in SAMPLE.read_text().splitlines() if (option := OPTION.fullmatch(line)) and not option[1]
     }

@@ -1,6 +1,7 @@
 """What subscribers rely on does not move: bytes, keys, types and sizes, whatever a part or a file is called."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,9 +13,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from calibration.calibration import LEAST_P, Provenance, fit
+from calibration.drift import Reading
 from daemon import contract
-from daemon.contract import Identity, Message, StationState
+from daemon.canaries import CAUSES
+from daemon.challenge import ChallengeStatus
+from daemon.contract import Identity, Message, Quality, StationState
+from daemon.images import MAX_PIXELS, MAX_SIDE
 from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
+from daemon.regions import Region
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -41,26 +48,54 @@ CAPTURE = Capture(
 PASSED = Verdict(
     seq=184213,
     capture=CAPTURE,
-    decision=Decision(Outcome.PASS, Reason.NONE, "", 0.4375, 0.3125, 0.5),
+    decision=Decision(Outcome.PASS, Reason.NONE, "", 0.4375, 0.3125, 0.5, 0.75),
     decided_at=datetime(2026, 11, 22, 7, 58, 3, 731_999, UTC),
     latency=Latency(queue=1.5, infer=41.0625, total=249.999),
 )
-FAILED = replace(PASSED, decision=Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 0.91875, 0.001, 0.5))
-UNCERTAIN = replace(PASSED, decision=Decision(Outcome.UNCERTAIN, Reason.NONE, "", 0.5, 0.01, 0.5))
+FAILED = replace(
+    PASSED,
+    decision=Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 0.91875, 0.001, 0.5, 0.75),
+    regions=(Region(412, 96, 40, 25, 731.5, 1.8375, 1.40625), Region(0, 600, 8, 8, 64.0, 1.1, 1.0625)),
+)
+UNCERTAIN = replace(
+    PASSED,
+    decision=Decision(Outcome.UNCERTAIN, Reason.UNCERTAIN_BAND, "", 0.55, 0.01, 0.5, 0.75),
+    regions=(Region(412, 96, 8, 8, 64.0, 1.1, 1.0625),),
+)
 UNREADABLE = replace(
     PASSED,
-    decision=Decision(Outcome.ERROR, Reason.DECODE_FAILED, 'Größe 0: "leer"', None, None, 0.5),
+    decision=Decision(Outcome.ERROR, Reason.DECODE_FAILED, 'Größe 0: "leer"', None, None, 0.5, 0.5),
     latency=Latency(queue=0.0, infer=0.00004, total=1e7),
 )
-STATE = StationState("ContinuousExecution", "online", 41, 0, 184213, 86211)
+STATE = StationState("ContinuousExecution", "online", "ok", "ok", 41, 0, 184213, 86211)
 AT = datetime(2026, 11, 22, 7, 58, 4, 1_000, UTC)
+CALIBRATION = replace(
+    fit(
+        [1 + number / 500 for number in range(500)],
+        alpha=0.01,
+        provenance=Provenance("3b7e0c5d9a1f", "d" * 64, datetime(2026, 11, 20, 6, 30, tzinfo=UTC)),
+    ),
+    id="51c0ffee51c0",
+)
+STEADY = Reading(1204, "ok", "ok", "ok", 0.512, 2.4375, 0.0, -1.25, "")
+DARKER = Reading(1209, "ok", "alarm", "ok", 0.53, 0.0, 14.8125, 2.5, "down")
+QUALITY = Quality(
+    CALIBRATION,
+    "light",
+    {"score": STEADY, "brightness": DARKER, "contrast": STEADY, "sharpness": STEADY, "shift": STEADY},
+    ChallengeStatus("failed", AT - timedelta(hours=9), None, 1, 4, 'LS-12 (bad) passed; send all 4 parts of "box 3"'),
+)
+UNWATCHED = Quality(CALIBRATION, "off", {}, None)
 
 PAYLOADS: dict[str, Callable[[], bytes]] = {
     "verdict_pass.json": lambda: contract.encode_verdict(IDENTITY, PASSED),
+    "verdict_fail.json": lambda: contract.encode_verdict(IDENTITY, FAILED),
+    "verdict_uncertain.json": lambda: contract.encode_verdict(IDENTITY, UNCERTAIN),
     "verdict_error.json": lambda: contract.encode_verdict(IDENTITY, UNREADABLE),
     "plc.json": lambda: contract.encode_actuation(IDENTITY, FAILED, 2.0).payload,
     "status.json": lambda: contract.encode_status(IDENTITY, online=True, reason="running", at=AT).payload,
     "state.json": lambda: contract.encode_state(IDENTITY, STATE, AT).payload,
+    "quality.json": lambda: contract.encode_quality(IDENTITY, QUALITY, AT).payload,
 }
 
 characters = st.one_of(
@@ -70,12 +105,45 @@ characters = st.one_of(
 )
 texts = st.one_of(st.text(characters, max_size=300), characters.map(lambda character: 5000 * character))
 finite = st.floats(allow_nan=False, allow_infinity=False)
+positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 measured = st.one_of(finite, st.floats(-1e-3, 1e-3))
 zones = st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=45))])
 whole_milliseconds = st.integers(1, 253_402_200_000_000).map(lambda ms: EPOCH + timedelta(milliseconds=ms))
 moments = st.one_of(
     st.builds(datetime.astimezone, whole_milliseconds, zones),
     st.datetimes(datetime(1970, 1, 2), datetime(9999, 12, 30), timezones=zones),  # noqa: DTZ001 -- they get their zone
+)
+pixels = st.integers(0, MAX_SIDE)
+regions = st.builds(Region, pixels, pixels, pixels, pixels, st.floats(0, MAX_PIXELS), measured, measured)
+counts = st.integers(0, 2**53 - 1)
+statuses = st.sampled_from(["ok", "alarm"])
+readings = st.builds(
+    Reading,
+    counts,
+    statuses,
+    statuses,
+    statuses,
+    st.one_of(st.just(math.nan), st.floats(0, 1)),
+    st.floats(0, 20),
+    st.floats(0, 20),
+    st.floats(-1000, 1000),
+    st.sampled_from(["up", "down", ""]),
+)
+tests = st.builds(
+    ChallengeStatus,
+    st.sampled_from(["ok", "due", "failed"]),
+    st.none() | moments,
+    st.none() | moments,
+    st.integers(0, 1_000_000),
+    st.integers(0, 1_000_000),
+    texts,
+)
+qualities = st.builds(
+    Quality,
+    st.just(replace(CALIBRATION, n_effective=10**9)),
+    st.sampled_from([*CAUSES.values(), "product", "ok", "off"]),
+    st.dictionaries(st.sampled_from(contract.WATCHES), readings),
+    st.none() | tests,
 )
 unhurried = settings(deadline=None, max_examples=100)
 
@@ -90,11 +158,15 @@ def verdicts(draw: st.DrawFn) -> Verdict:
         draw(st.sampled_from(Reason)),
         draw(texts),
         None if blind else draw(measured),
-        None if blind else draw(st.floats(0, 1)),
-        draw(st.floats(min_value=0, exclude_min=True, allow_infinity=False)),
+        None if blind else draw(st.floats(LEAST_P, 1)),
+        draw(positive),
+        draw(positive),
     )
     latency = Latency(draw(measured), draw(measured), draw(measured))
-    return Verdict(draw(st.integers(1, 2**53 - 1)), capture, decision, draw(moments), latency)
+    found = tuple(draw(st.lists(regions, max_size=9)))
+    return Verdict(
+        draw(st.integers(1, 2**53 - 1)), capture, decision, draw(moments), latency, found, draw(st.booleans())
+    )
 
 
 @st.composite
@@ -103,8 +175,8 @@ def identities(draw: st.DrawFn) -> Identity:
 
 
 def leaves(content: object) -> Iterator[object]:
-    if isinstance(content, dict):
-        for inner in content.values():
+    if isinstance(content, dict | list):
+        for inner in content.values() if isinstance(content, dict) else content:
             yield from leaves(inner)
     else:
         yield content
@@ -115,6 +187,7 @@ def parse(payload: bytes) -> dict[str, Any]:
 
     def plain(text: str) -> float:
         assert re.fullmatch(r"-?\d+\.\d+", text), text
+        assert text != "-0.0"
         return float(text)
 
     def refuse(text: str) -> None:
@@ -126,10 +199,15 @@ def parse(payload: bytes) -> dict[str, Any]:
 
 
 def shape(content: object) -> object:
-    """The keys in their order, each with the type of its value."""
+    """The keys in their order, each with the type of its value; of a list the shapes that its entries have."""
     if isinstance(content, dict):
         return [(key, shape(value)) for key, value in content.items()]
+    if isinstance(content, list):
+        return [list, *{repr(shape(value)) for value in content}]
     return type(content)
+
+
+REGION = shape(parse(PAYLOADS["verdict_fail.json"]())["regions"][0])
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
@@ -143,7 +221,11 @@ def test_every_verdict_is_plain_whole_and_small_whatever_the_texts(identity: Ide
     payload = contract.encode_verdict(identity, verdict)
     content = parse(payload)
     assert len(payload) <= contract.VERDICT_LIMIT == 2048
-    assert shape(content) == shape(parse(PAYLOADS["verdict_pass.json"]()))
+    assert [shape(region) for region in content["regions"]] == [REGION] * len(content["regions"])
+    assert len(content["regions"]) <= 8
+    assert content["region_count"] == len(verdict.regions)
+    assert content["neg_log10_p"] == -1.0 or 0.0 <= content["neg_log10_p"] <= 9.0
+    assert shape(content | {"regions": []}) == shape(parse(PAYLOADS["verdict_pass.json"]()))
     assert content["reject"] == (content["verdict"] != "PASS")
     assert content["replayed"] is False
 
@@ -176,7 +258,7 @@ def test_every_picture_comment_is_plain_and_small(verdict: Verdict) -> None:
 @unhurried
 @given(identities(), st.sampled_from(sorted(contract.STATES)), st.integers(0, 2**53 - 1), moments)
 def test_state_and_status_stay_small(identity: Identity, state: str, number: int, at: datetime) -> None:
-    condition = StationState(state, "offline", number, number, number, number)
+    condition = StationState(state, "offline", "position", "failed", number, number, number, number)
     told = contract.encode_state(identity, condition, at).payload
     assert len(told) <= 512
     assert shape(parse(told)) == shape(parse(PAYLOADS["state.json"]()))
@@ -184,6 +266,27 @@ def test_state_and_status_stay_small(identity: Identity, state: str, number: int
         status = contract.encode_status(identity, online=False, reason=reason, at=at).payload
         assert len(status) <= 256
         assert shape(parse(status)) == shape(parse(PAYLOADS["status.json"]()))
+
+
+@unhurried
+@given(identities(), qualities, moments)
+@example(
+    IDENTITY,
+    replace(
+        QUALITY,
+        watches=dict.fromkeys(
+            contract.WATCHES, Reading(2**53 - 1, "alarm", "alarm", "alarm", 0.5, 15.875, 15.875, -999.99, "down")
+        ),
+        challenge=ChallengeStatus("failed", AT, AT, 10**6, 10**6, 5000 * '"'),
+    ),
+    AT,
+)
+def test_every_quality_is_plain_whole_and_small(identity: Identity, quality: Quality, at: datetime) -> None:
+    told = contract.encode_quality(identity, quality, at).payload
+    content = parse(told)
+    assert len(told) <= 1536
+    assert shape(content) == shape(parse(PAYLOADS["quality.json"]()))
+    assert content["drift"]["status"] == quality.drift
 
 
 @unhurried
@@ -232,19 +335,115 @@ def test_scores_are_multiples_of_the_threshold() -> None:
     content = parse(contract.encode_verdict(IDENTITY, FAILED))
     assert (content["score"], content["threshold"], content["margin"]) == (1.8375, 1.0, -0.8375)
     assert (content["score_raw"], content["threshold_raw"], content["p_value"]) == (0.91875, 0.5, 0.001)
+    assert content["fail_threshold"] == 1.5
+
+
+def test_without_an_uncertain_band_a_part_fails_above_the_threshold() -> None:
+    decision = replace(FAILED.decision, fail_threshold=FAILED.decision.threshold)
+    content = parse(contract.encode_verdict(IDENTITY, replace(FAILED, decision=decision)))
+    assert content["fail_threshold"] == content["threshold"] == 1.0
+
+
+@pytest.mark.parametrize(("p", "told", "logarithm"), [(1.0, 1.0, 0.0), (0.001, 0.001, 3.0), (LEAST_P, 0.0, 9.0)])
+def test_the_logarithm_of_p_tells_what_its_six_decimals_cannot(p: float, told: float, logarithm: float) -> None:
+    content = parse(contract.encode_verdict(IDENTITY, replace(FAILED, decision=replace(FAILED.decision, p_value=p))))
+    assert (content["p_value"], content["neg_log10_p"]) == (told, logarithm)
+
+
+def test_regions_come_in_their_order_eight_of_them_and_all_are_counted() -> None:
+    found = tuple(Region(number, 0, 1, 1, 1.0, 3.0 - number / 10, 1.0) for number in range(11))
+    content = parse(contract.encode_verdict(IDENTITY, replace(FAILED, regions=found)))
+    assert [region["x"] for region in content["regions"]] == list(range(8))
+    assert content["regions"][1] == {"x": 1, "y": 0, "w": 1, "h": 1, "area_px": 1.0, "peak": 2.9, "mean": 1.0}
+    assert content["region_count"] == 11
+
+
+def crowded(part_id: str, origin: str) -> bytes:
+    """An uncertain part of the largest image, with the widest plausible numbers and more regions than are named."""
+    region = Region(MAX_SIDE - 1, MAX_SIDE - 1, MAX_SIDE, MAX_SIDE, MAX_PIXELS / 3, 1234.5678, 1234.5678)
+    verdict = Verdict(
+        seq=2**53 - 1,
+        capture=replace(CAPTURE, station="s" * 32, part_id=part_id, origin=origin),
+        decision=Decision(Outcome.UNCERTAIN, Reason.UNCERTAIN_BAND, "", -54321.654321, 0.000123, 43.654321, 54.123456),
+        decided_at=PASSED.decided_at,
+        latency=Latency(12345.678, 12345.678, -12345678.912),
+        regions=(region,) * 12_345,
+    )
+    identity = replace(IDENTITY, node="n" * 32, station="s" * 32, model="m" * 64, fpr_target=0.012345)
+    return contract.encode_verdict(identity, verdict)
+
+
+def test_eight_regions_fit_beside_the_longest_part_id_and_a_path_of_200_bytes() -> None:
+    payload = crowded("p" * 64, "/" + "o" * 199)
+    assert len(payload) <= 2048
+    content = parse(payload)
+    assert (len(content["regions"]), content["region_count"]) == (8, 12_345)
+
+
+def test_where_texts_leave_no_room_fewer_regions_are_named_and_no_text_is_cut_for_them() -> None:
+    payload = crowded(128 * "p", 900 * "o")
+    assert len(payload) <= 2048
+    content = parse(payload)
+    assert 5 <= len(content["regions"]) < 8
+    assert (content["region_count"], len(content["part_id"]), len(content["source"])) == (12_345, 128, 384)
+    assert parse(contract.as_replayed(payload)) == content | {"replayed": True}
+
+
+def test_a_part_of_the_challenge_test_is_marked() -> None:
+    assert parse(contract.encode_verdict(IDENTITY, replace(PASSED, challenge=True)))["challenge"] is True
+    assert parse(contract.encode_verdict(IDENTITY, PASSED))["challenge"] is False
+
+
+def test_quality_tells_the_promise_what_drifts_and_the_last_proof() -> None:
+    content = parse(contract.encode_quality(IDENTITY, QUALITY, AT).payload)
+    assert content["calibration"] == {
+        "id": CALIBRATION.id,
+        "method": "tolerance",
+        "good_parts": 500,
+        "n_effective": 500,
+        "alpha": 0.01,
+        "alpha_carried": 0.01,
+        "made_ts_ms": 1795156200000,
+    }
+    assert content["drift"]["status"] == "light"
+    assert content["drift"]["brightness"] == {
+        "status": "alarm",
+        "parts": 1209,
+        "direction": "down",
+        "cusum": 14.81,
+        "log10_martingale": 1.09,
+    }
+    assert content["drift"]["score"]["status"] == "ok"
+    assert content["challenge"] == {
+        "status": "failed",
+        "passed": 1,
+        "expected": 4,
+        "last_ts_ms": 1795334284001 - 9 * 3_600_000,
+        "next_due_ts_ms": 0,
+        "detail": 'LS-12 (bad) passed; send all 4 parts of "box 3"',
+    }
+
+
+def test_what_is_not_watched_and_a_test_that_is_not_configured_are_off() -> None:
+    content = parse(contract.encode_quality(IDENTITY, UNWATCHED, AT).payload)
+    assert content["drift"].pop("status") == "off"
+    assert {watch["status"] for watch in content["drift"].values()} == {"off"}
+    assert tuple(content["drift"]) == contract.WATCHES
+    assert set(content["challenge"].values()) == {"off", 0, ""}
 
 
 def test_what_was_not_measured_is_minus_one() -> None:
     content = parse(contract.encode_verdict(IDENTITY, UNREADABLE))
-    assert {content[key] for key in ("score", "margin", "score_raw", "p_value")} == {-1.0}
+    assert {content[key] for key in ("score", "margin", "score_raw", "p_value", "neg_log10_p")} == {-1.0}
     assert parse(contract.encode_actuation(IDENTITY, UNREADABLE, 2.0).payload)["sc"] == -1.0
 
 
 def test_a_score_far_above_a_tiny_threshold_is_bounded_instead_of_infinite() -> None:
-    decision = Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 1e300, 0.01, 1e-300)
+    decision = Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 1e300, 0.01, 1e-300, 1e300)
     content = parse(contract.encode_verdict(IDENTITY, replace(PASSED, decision=decision)))
     assert content["score"] == 9e15
     assert content["margin"] == -9e15
+    assert content["fail_threshold"] == 9e15
 
 
 def test_texts_are_whole_where_they_fit_and_cut_at_a_character_where_not() -> None:
@@ -276,6 +475,7 @@ def messages() -> dict[str, Message]:
     return {
         "status": contract.encode_status(IDENTITY, online=True, reason="running", at=AT),
         "state": contract.encode_state(IDENTITY, STATE, AT),
+        "quality": contract.encode_quality(IDENTITY, QUALITY, AT),
         "verdict": contract.record(IDENTITY, payload),
         "last": contract.last(IDENTITY, payload),
         "plc": contract.encode_actuation(IDENTITY, PASSED, 2.0),
@@ -292,7 +492,7 @@ def test_every_topic_is_a_leaf_of_the_station_and_none_is_above_another() -> Non
 
 def test_what_lasts_is_retained_what_is_late_expires_and_only_pictures_may_be_lost() -> None:
     sent = messages()
-    assert {leaf for leaf, message in sent.items() if message.retain} == {"status", "state", "last"}
+    assert {leaf for leaf, message in sent.items() if message.retain} == {"status", "state", "quality", "last"}
     assert {leaf: message.expires_s for leaf, message in sent.items() if message.expires_s} == {
         "last": 3600,
         "plc": 2,

@@ -4,13 +4,14 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import get_args, get_type_hints
 
 import pytest
 from typer.main import get_command
 
 from config.load import load
-from daemon import contract
+from daemon import canaries, contract
+from daemon.challenge import ChallengeStatus
 from daemon.cli import app
 from daemon.messages import Outcome, Reason
 
@@ -20,8 +21,11 @@ README = (ROOT / "README.md").read_text()
 GOLDEN = {path.stem: json.loads(path.read_text()) for path in (ROOT / "tests/golden").glob("*.json")}
 
 
-def keys(content: dict[str, Any]) -> set[str]:
-    return set(content) | {k for v in content.values() if isinstance(v, dict) for k in v}
+def keys(content: object) -> set[str]:
+    """Every key, however deep."""
+    if isinstance(content, list):
+        return set().union(*map(keys, content))
+    return set(content).union(*map(keys, content.values())) if isinstance(content, dict) else set()
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
@@ -48,10 +52,19 @@ def test_every_state_that_a_station_can_say_is_listed() -> None:
         assert f"{state} {number}" in MQTT
 
 
+def test_every_drift_and_every_result_of_a_challenge_test_is_listed_with_what_to_do() -> None:
+    drifts = {*canaries.CAUSES.values(), "product", "ok", "off"}
+    results = {"off", *get_args(get_type_hints(ChallengeStatus)["status"])}
+    assert results == {"off", "ok", "due", "failed"}
+    for key, values in (("drift.status", drifts), ("challenge.status", results)):
+        _, _, table = MQTT.partition(f"| `{key}` |")
+        assert set(re.findall(r"^\| `(\w+)` \|", table.partition("\n\n")[0], re.MULTILINE)) == values
+
+
 def test_every_topic_is_listed() -> None:
     source = (ROOT / "daemon/contract.py").read_text()
     leaves = set(re.findall(r'topic\("([a-z/]+)"\)', source))
-    assert len(leaves) == 6
+    assert len(leaves) == 7
     assert all(f"`B/{leaf}`" in MQTT for leaf in leaves)
 
 

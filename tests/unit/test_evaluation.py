@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibration.calibration import Calibration, fit
+from calibration.calibration import Calibration, Provenance, fit
 from calibration.metrics import binomial_interval
 from daemon.desk import dataset
 from daemon.desk.evaluation import Evaluation, Judged, evaluate
@@ -59,8 +59,8 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
         write_part(path, score)
         (prediction,) = detector.predict([dataset.read_image(path)])
         scores.append(prediction.anomaly_score)
-    made_at = datetime(2026, 1, 2, tzinfo=UTC)
-    return fit(scores, alpha=0.25, detector_fingerprint=detector.fingerprint, data_sha256="", made_at=made_at)
+    provenance = Provenance(detector.fingerprint, "", datetime(2026, 1, 2, tzinfo=UTC))
+    return fit(scores, alpha=0.25, provenance=provenance)
 
 
 def measure(folder: Path, calibration: Calibration) -> Evaluation:

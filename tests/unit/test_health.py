@@ -2,14 +2,40 @@
 
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import numpy as np
+
+from calibration.calibration import Provenance, fit
+from daemon.challenge import Challenge, ChallengeSet
 from daemon.contract import STATES
 from daemon.health import StationHealth
+from daemon.judgement import judge
 from daemon.messages import Outcome
+from daemon.quality import StationQuality
+from detectors.base import Prediction
+
+CALIBRATION = fit(
+    [1 + number / 200 for number in range(200)], alpha=0.05, provenance=Provenance("f", "d", datetime.now(UTC))
+)
+IMAGE = np.zeros((8, 8, 3), np.uint8)
+SET = ChallengeSet("box 3", frozenset({"good"}), frozenset({"bad"}), timedelta(hours=8), timedelta(minutes=30))
+
+
+def healthy(challenge: Challenge | None = None, last_seq: int = 0) -> StationHealth:
+    return StationHealth("top", last_seq, StationQuality("top", CALIBRATION, challenge))
+
+
+def see(health: StationHealth, score: float, part_id: str = "part") -> None:
+    """Let a part of some score through."""
+    decision = judge(Prediction(score, np.zeros((2, 2), np.float32)), CALIBRATION)
+    health.quality.confirm(part_id, decision)
+    health.quality.observe(IMAGE, decision)
 
 
 def test_a_station_is_preoperational_until_its_source_has_been_tried() -> None:
-    health = StationHealth("top", last_seq=41)
+    health = healthy(last_seq=41)
     state = health.state(waiting_verdicts=3)
     assert (state.state, state.camera) == ("Preoperational", "offline")
     assert (state.last_seq, state.mqtt_outbox) == (41, 3)
@@ -17,7 +43,7 @@ def test_a_station_is_preoperational_until_its_source_has_been_tried() -> None:
 
 
 def test_an_absent_source_is_an_error_until_it_is_back() -> None:
-    health = StationHealth("top", last_seq=0)
+    health = healthy()
     health.source_is(available=False)
     assert (health.state(0).state, health.state(0).camera) == ("Error", "offline")
     health.source_is(available=True)
@@ -26,7 +52,7 @@ def test_an_absent_source_is_an_error_until_it_is_back() -> None:
 
 
 def test_verdicts_are_counted_by_outcome_and_the_newest_number_is_told() -> None:
-    health = StationHealth("top", last_seq=0)
+    health = healthy()
     health.source_is(available=True)
     for seq, outcome in enumerate((Outcome.PASS, Outcome.FAIL, Outcome.PASS, Outcome.ERROR), 1):
         health.concluded(seq, outcome)
@@ -35,7 +61,7 @@ def test_verdicts_are_counted_by_outcome_and_the_newest_number_is_told() -> None
 
 
 def test_the_age_of_the_last_frame_grows_and_starts_again_with_the_next() -> None:
-    health = StationHealth("top", last_seq=0)
+    health = healthy()
     threading.Event().wait(0.05)
     before = health.state(0)
     at = time.monotonic()
@@ -44,3 +70,27 @@ def test_the_age_of_the_last_frame_grows_and_starts_again_with_the_next() -> Non
     assert before.last_frame_age_ms >= 50
     assert after.last_frame_age_ms <= (time.monotonic() - at) * 1000
     assert after.uptime_s >= before.uptime_s >= 0
+
+
+def test_a_drift_is_told_but_the_station_stays_ready() -> None:
+    health = healthy()
+    health.source_is(available=True)
+    assert health.state(0).drift == "ok"
+    for _ in range(60):
+        see(health, CALIBRATION.threshold)
+    assert (health.state(0).drift, health.state(0).state) == ("product", "ContinuousExecution")
+    assert health.summary() == "top: no part yet (product drifts)"
+
+
+def test_a_failed_challenge_test_is_an_error_only_where_it_holds_the_station(tmp_path: Path) -> None:
+    assert healthy().state(0).challenge == "off"
+    for holds, state in ((True, "Error"), (False, "ContinuousExecution")):
+        health = healthy(Challenge(SET, f"top-{holds}", tmp_path, holds_station=holds))
+        health.source_is(available=True)
+        assert (health.state(0).challenge, health.state(0).state) == ("due", "ContinuousExecution")
+        see(health, 99.0, "good")
+        assert (health.state(0).challenge, health.state(0).state) == ("failed", state)
+        assert ("challenge test failed" in health.summary()) is holds
+        see(health, 1.0, "good")
+        see(health, 99.0, "bad")
+        assert (health.state(0).challenge, health.state(0).state) == ("ok", "ContinuousExecution")

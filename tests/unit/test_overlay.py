@@ -167,12 +167,46 @@ def test_the_pointer_shows_how_near_a_good_part_came() -> None:
     assert rows.stop - rows.start == pytest.approx(512 * 0.3 / 2, abs=16)
 
 
+@pytest.mark.parametrize("ground", [0, 128, 255])
+def test_what_is_not_inspected_is_veiled_in_grey_and_the_rest_is_as_it_was(ground: int) -> None:
+    image = plain(256, 400, (ground, ground, ground))
+    image[40:100] = (200, 20, 90)
+    image[140:200] = (20, 90, 200)
+    kept = np.zeros((256, 400), bool)
+    kept[:, 100:200] = True
+    veiled = render(image, level(0), THRESHOLD, CAPTION, 400, kept)[area_of_part(256, 400, 400)]
+    assert np.array_equal(veiled[:, 100:200], image[:, 100:200])
+    outside = veiled[:, ~kept[0]].astype(int)
+    assert np.ptp(outside, axis=2).max() < 16  # no colour
+    assert np.abs(outside[10] - image[10, 0]).min() >= 30  # the veil shows
+    assert np.ptp(outside[:, 0].mean(axis=1)) > 4  # the part can still be made out
+
+
+def test_the_veil_fits_an_image_of_any_size_and_needs_no_map() -> None:
+    for height, width in ((1000, 1600), (50, 80)):
+        kept = np.zeros((height, width), bool)
+        kept[:, : width // 2] = True
+        picture = render(plain(height, width, MARK), None, float("nan"), CAPTION, 400, kept)
+        rows, columns = box((picture == MARK).all(axis=2))
+        assert rows.stop - rows.start == 250
+        assert columns.stop - columns.start == pytest.approx(200, abs=4)
+
+
+def test_a_mask_of_everything_and_none_draw_the_same_picture() -> None:
+    image, kept = noise(300, 400), np.ones((300, 400), bool)
+    whole = render(image, level(1.5), THRESHOLD, CAPTION)
+    assert np.array_equal(render(image, level(1.5), THRESHOLD, CAPTION, kept=kept), whole)
+    unread = render(None, None, THRESHOLD, CAPTION)
+    assert np.array_equal(render(None, None, THRESHOLD, CAPTION, kept=~kept), unread)
+
+
 def test_the_arguments_are_left_alone() -> None:
     image, anomaly_map = noise(512, 300), level(1.5)
     image.setflags(write=False)
     anomaly_map.setflags(write=False)
-    before = image.copy()
-    render(image, anomaly_map, THRESHOLD, CAPTION)
+    before, kept = image.copy(), np.eye(512, 300, dtype=bool)
+    kept.setflags(write=False)
+    render(image, anomaly_map, THRESHOLD, CAPTION, kept=kept)
     assert np.array_equal(image, before)
 
 

@@ -1,4 +1,4 @@
-"""The finite-sample order statistic: its rank, its edges, and what it promises."""
+"""The finite-sample order statistics: their ranks, their edges, and what they promise."""
 
 import math
 from fractions import Fraction
@@ -7,12 +7,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
-from calibration.quantile import conformal_rank, false_reject_interval, smallest_sample, upper_quantile
+from calibration.quantile import (
+    conformal_rank,
+    false_reject_interval,
+    smallest_sample,
+    smallest_tolerance_sample,
+    tolerance_rank,
+)
 
-some_scores = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=150)
 alphas = st.floats(0.002, 0.998)
-unhurried = settings(deadline=None)
+confidences = st.floats(0.5, 0.999)
+unhurried = settings(deadline=None, max_examples=50)
 
 
 @pytest.mark.parametrize(
@@ -63,91 +70,108 @@ def test_the_rank_is_the_smallest_that_keeps_the_false_reject_rate_within_alpha(
         assert Fraction(n + 1 - rank, n + 1) <= exact < Fraction(n + 2 - rank, n + 1)
 
 
-def test_enough_scores_give_the_ranked_score_and_carry_what_was_asked() -> None:
-    quantile = upper_quantile([float(score) for score in range(199, 0, -1)], 0.01)
-    assert (quantile.threshold, quantile.rank) == (198.0, 198)
-    assert (quantile.alpha_carried, quantile.carries) == (0.01, True)
+@pytest.mark.parametrize(
+    ("alpha", "sizes"),
+    [
+        (0.05, (59, 93, 124, 181)),
+        (0.02, (149, 236, 313, 456)),
+        (0.01, (299, 473, 628, 913)),
+        (0.005, (598, 947, 1258, 1829)),
+        (0.001, (2995, 4742, 6294, 9151)),
+    ],
+)
+def test_the_tolerance_ranks_are_those_of_the_published_table(alpha: float, sizes: tuple[int, ...]) -> None:
+    for above, n in zip((0, 1, 2, 4), sizes, strict=True):
+        assert tolerance_rank(n, alpha, 0.95) == n - above
+        fewer = tolerance_rank(n - 1, alpha, 0.95)
+        assert fewer == (n - above if above else None)
+    assert smallest_tolerance_sample(alpha, 0.95) == sizes[0]
 
 
-def test_too_few_scores_give_their_maximum_and_say_what_it_carries() -> None:
-    quantile = upper_quantile([1.0, 3.0, 2.0], 0.01)
-    assert (quantile.threshold, quantile.rank) == (3.0, 3)
-    assert (quantile.alpha_carried, quantile.carries) == (0.25, False)
+@pytest.mark.parametrize(
+    ("alpha", "confidence", "n"),
+    [
+        (0.05, 0.9, 45),
+        (0.02, 0.9, 114),
+        (0.01, 0.9, 230),
+        (0.005, 0.9, 460),
+        (0.001, 0.9, 2302),
+        (0.05, 0.99, 90),
+        (0.02, 0.99, 228),
+        (0.01, 0.99, 459),
+        (0.005, 0.99, 919),
+        (0.001, 0.99, 4603),
+    ],
+)
+def test_the_smallest_tolerance_sample_is_that_of_the_published_table(alpha: float, confidence: float, n: int) -> None:
+    assert smallest_tolerance_sample(alpha, confidence) == n
+    assert tolerance_rank(n, alpha, confidence) == n
+    assert tolerance_rank(n - 1, alpha, confidence) is None
 
 
-def test_a_million_scores_are_ranked_right() -> None:
-    scores = np.random.default_rng(1).permutation(1_000_000).astype(np.float64) + 1
-    quantile = upper_quantile(scores, 0.001)
-    assert quantile.threshold == quantile.rank == 999_001
+@unhurried
+@given(st.integers(1, 10**5), alphas, confidences)
+def test_the_tolerance_rank_is_the_lowest_that_the_binomial_law_allows(n: int, alpha: float, confidence: float) -> None:
+    # More than alpha lie above the k-th smallest exactly if k or more of n scores lie below the (1 - alpha)-quantile.
+    rank = tolerance_rank(n, alpha, confidence)
+    if rank is None:
+        assert binom.sf(n - 1, n, 1 - alpha) > (1 - confidence) * (1 - 1e-9)
+    else:
+        assert binom.sf(rank - 1, n, 1 - alpha) <= (1 - confidence) * (1 + 1e-9)
+        assert binom.sf(rank - 2, n, 1 - alpha) > (1 - confidence) * (1 - 1e-9)
 
 
-def test_ties_are_fine() -> None:
-    assert upper_quantile([2.0] * 99, 0.01).threshold == 2.0
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_no_finite_number_is_refused_with_its_place(bad: float) -> None:
-    with pytest.raises(ValueError, match="score 2 of 3"):
-        upper_quantile([1.0, bad, 2.0], 0.1)
-
-
-@pytest.mark.parametrize("scores", [[], [[1.0, 2.0]], 3.0])
-def test_anything_but_a_list_of_scores_is_refused(scores: object) -> None:
-    with pytest.raises(ValueError, match="list of at least one number"):
-        upper_quantile(scores, 0.1)  # type: ignore[arg-type]
+@unhurried
+@given(st.integers(1, 10**5), alphas, alphas, confidences, confidences)
+def test_the_tolerance_rank_never_falls_as_alpha_shrinks_or_the_confidence_grows(
+    n: int, one: float, other: float, sure: float, surer: float
+) -> None:
+    (strict, lax), (low, high) = sorted((one, other)), sorted((sure, surer))
+    bound = n + 1  # None stands for a rank beyond the scores
+    assert (tolerance_rank(n, strict, low) or bound) >= (tolerance_rank(n, lax, low) or bound)
+    assert (tolerance_rank(n, lax, high) or bound) >= (tolerance_rank(n, lax, low) or bound)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 2.0, math.nan])
 def test_an_alpha_out_of_range_is_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha must lie between 0 and 1"):
-        upper_quantile([1.0], alpha)
+        conformal_rank(1, alpha)
+    with pytest.raises(ValueError, match="alpha must lie between 0 and 1"):
+        tolerance_rank(1, alpha, 0.95)
     with pytest.raises(ValueError, match="alpha must lie between 0 and 1"):
         smallest_sample(alpha)
-
-
-@unhurried
-@given(some_scores, alphas, st.randoms(use_true_random=False))
-def test_the_order_of_the_scores_does_not_matter(scores: list[float], alpha: float, random: object) -> None:
-    shuffled = list(scores)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert upper_quantile(shuffled, alpha) == upper_quantile(scores, alpha)
-
-
-@unhurried
-@given(some_scores, alphas, st.floats(0, 1e6))
-def test_one_more_score_above_the_threshold_never_lowers_it(scores: list[float], alpha: float, above: float) -> None:
-    threshold = upper_quantile(scores, alpha).threshold
-    assert upper_quantile([*scores, threshold + above], alpha).threshold >= threshold
-
-
-@unhurried
-@given(some_scores, alphas, alphas)
-def test_a_smaller_alpha_never_lowers_the_threshold(scores: list[float], one: float, other: float) -> None:
-    strict, lax = sorted((one, other))
-    assert upper_quantile(scores, strict).threshold >= upper_quantile(scores, lax).threshold
-
-
-@unhurried
-@given(some_scores, alphas)
-def test_no_more_scores_lie_above_the_threshold_than_their_rank_allows(scores: list[float], alpha: float) -> None:
-    quantile = upper_quantile(scores, alpha)
-    assert quantile.threshold in scores
-    assert sum(score > quantile.threshold for score in scores) <= len(scores) - quantile.rank
+    with pytest.raises(ValueError, match="alpha must lie between 0 and 1"):
+        smallest_tolerance_sample(alpha, 0.95)
 
 
 @pytest.mark.parametrize(("n", "alpha"), [(99, 0.01), (60, 0.05), (250, 0.02), (137, 0.033)])
 def test_the_realised_false_reject_rate_averages_alpha_at_most(n: int, alpha: float) -> None:
-    random = np.random.default_rng(n)
+    rank = conformal_rank(n, alpha)
+    assert rank is not None
     # Scores are uniform on 0 to 1, so the true false-reject rate of a threshold is what lies above it.
-    rates = np.array([1 - upper_quantile(random.random(n), alpha).threshold for _ in range(3000)])
+    rates = 1 - np.sort(np.random.default_rng(n).random((3000, n)))[:, rank - 1]
     noise = 3 * rates.std() / math.sqrt(rates.size)
     assert alpha - 1 / (n + 1) - noise <= rates.mean() <= alpha + noise
 
 
+@pytest.mark.parametrize(
+    ("n", "alpha", "confidence"), [(299, 0.01, 0.95), (400, 0.02, 0.9), (59, 0.05, 0.95), (250, 0.1, 0.8)]
+)
+def test_the_realised_false_reject_rate_keeps_within_alpha_with_the_confidence(
+    n: int, alpha: float, confidence: float
+) -> None:
+    rank = tolerance_rank(n, alpha, confidence)
+    assert rank is not None
+    rates = 1 - np.sort(np.random.default_rng(n).random((2000, n)))[:, rank - 1]
+    kept = int((rates <= alpha).sum())
+    assert kept >= binom.ppf(1e-4, rates.size, confidence)
+
+
 def test_the_false_reject_interval_holds_the_rate_of_nine_calibrations_in_ten() -> None:
-    random = np.random.default_rng(5)
-    rates = np.array([1 - upper_quantile(random.random(200), 0.05).threshold for _ in range(3000)])
-    low, high = false_reject_interval(200, upper_quantile(random.random(200), 0.05).rank)
+    rank = conformal_rank(200, 0.05)
+    assert rank is not None
+    rates = 1 - np.sort(np.random.default_rng(5).random((3000, 200)))[:, rank - 1]
+    low, high = false_reject_interval(200, rank)
     assert np.mean(rates < low) == pytest.approx(0.05, abs=0.015)
     assert np.mean(rates > high) == pytest.approx(0.05, abs=0.015)
 

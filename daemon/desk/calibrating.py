@@ -1,0 +1,347 @@
+"""The commands that choose a threshold, put it in force, and take it back."""
+
+import getpass
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from calibration import store
+from calibration.calibration import (
+    CONFIDENCE,
+    Appearance,
+    Calibration,
+    CalibrationError,
+    Provenance,
+    describe,
+    fit,
+    share,
+    stated,
+    with_alpha,
+)
+from calibration.metrics import binomial_interval
+from calibration.threshold import Method
+from daemon import canaries
+from daemon.desk import card, dataset
+from daemon.desk.dataset import DatasetError
+from daemon.desk.target import ConfigOption, ModelOption, StationOption, Target, find, model_alone
+from daemon.terminal import Device, DeviceOption, out, progress
+from detectors.base import Detector, Image
+
+AlphaOption = Annotated[
+    float, typer.Option(help="Share of good parts that may be rejected.", min=1e-6, max=0.5, show_default=True)
+]
+
+calibrations = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List the calibrations of a model or station, accept a proposed one, or go back to an earlier one.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How a threshold is asked for, as `fit` understands it."""
+
+    alpha: float
+    confidence: float = CONFIDENCE
+    method: Method | None = None
+    fail_alpha: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What was measured of good parts: in the order of the images, but for the digest."""
+
+    scores: Sequence[float]
+    groups: Sequence[str]
+    appearance: Appearance | None
+    data_sha256: str
+
+
+def calibrate(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    station: StationOption = None,
+    good: Annotated[
+        Path | None, typer.Option(help="Folder of images of good parts that did not train the model.")
+    ] = None,
+    alpha: AlphaOption = 0.01,
+    confidence: Annotated[float, typer.Option(help="Of the method tolerance.", min=0.5, max=0.9999)] = CONFIDENCE,
+    method: Annotated[
+        Method | None, typer.Option(help="This method; default: the firmest for so many parts and this alpha.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Regular expression: what of a file's name tells its part, lot or burst, like ([A-Z0-9]+)_."),
+    ] = None,
+    fail_alpha: Annotated[
+        float | None,
+        typer.Option(help="A share below alpha: parts between the thresholds of both are UNCERTAIN.", min=1e-6),
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Who answers for it; default: the name of the user.")] = None,
+    add: Annotated[bool, typer.Option("--add", help="Keep the scores of the calibration in force too.")] = False,  # noqa: FBT002
+    what_if: Annotated[  # noqa: FBT002 -- a flag
+        bool, typer.Option("--what-if", help="Write nothing; show the thresholds of several alphas.")
+    ] = False,
+    defects: Annotated[
+        Path | None, typer.Option(help="For --what-if: folder of bad parts, to count escapes; they move no threshold.")
+    ] = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Choose the threshold from good parts, and say what it promises.
+
+    Where a calibration is in force, the new one is a proposal that waits for `inspectd calibrations accept`. With
+    --what-if and without --good, the scores of the calibration in force serve.
+    """
+    target = find(model, config, station, device)
+    present = target.in_force()
+    if defects and not what_if:
+        raise typer.BadParameter("--defects is for --what-if: bad parts never move a threshold")
+    if add and present is None:
+        raise typer.BadParameter(f"--add keeps the scores of a calibration in force, and there is none: {target.path}")
+    detector = target.detector() if good or defects else None
+    if good is not None and detector is not None:
+        held = not_learned(target.model, dataset.good_images(good), good)
+        survey = _survey(detector, held, [] if group is None else _groups(held, group))
+        if add and present is not None:
+            survey = _joined(present, survey)
+        how = _How(alpha, confidence, method, fail_alpha)
+        found = _fit(target, detector, survey, how, by)
+    elif present is not None and what_if:
+        found = present
+    else:
+        raise typer.BadParameter("--good is missing: a folder of images of good parts")
+    if what_if:
+        bad = _scores(detector, dataset.good_images(defects)) if defects and detector else []
+        out.print(_what_if(found, alpha, bad))
+    elif present is None:
+        _put_in_force(found, target)
+    else:
+        _propose(found, present, target)
+
+
+def calibrate_new(model: Path, held: Sequence[Path], alpha: float, device: Device) -> None:
+    """Calibrate a model that was just trained, and put that in force."""
+    target = model_alone(model, device)
+    detector = target.detector()
+    _put_in_force(_fit(target, detector, _survey(detector, held, []), _How(alpha), None), target)
+
+
+def not_learned(model: Path, pool: Sequence[Path], good: Path) -> list[Path]:
+    """Leave out what trained the model, and say so.
+
+    Raises:
+        DatasetError: Nothing is left.
+    """
+    from daemon.desk.training import unlearned
+
+    held = unlearned(model, pool)
+    if not held:
+        raise DatasetError(f"every image in {good} was used to train {model}; calibrate on other good parts")
+    if len(held) < len(pool):
+        out.print(f"{len(pool) - len(held)} of {len(pool)} images trained this model and are left out.", soft_wrap=True)
+    return held
+
+
+@calibrations.command("list")
+def show(model: ModelOption = None, config: ConfigOption = None, station: StationOption = None) -> None:
+    """Show the calibration in force, the proposed one, and those before."""
+    target = find(model, config, station, Device.cpu)
+    present, proposed = target.in_force(), store.proposal(target.path)
+    table = _table("", "id", "made", "by", "parts", "α", "method", "threshold")
+    known = [("in force", present)] if present else []
+    known += [("proposed", store.read(proposed))] if proposed.exists() else []
+    for what, one in [*known, *(("earlier", one) for one in store.history(target.path))]:
+        made = one.provenance
+        table.add_row(
+            what,
+            one.id,
+            f"{made.made_at:%Y-%m-%d}",
+            escape(made.made_by),
+            str(one.good_parts),
+            stated(one.alpha),
+            one.method.value,
+            f"{one.threshold:.5g}",
+        )
+    if not table.row_count:
+        raise CalibrationError(f"{target.path}: there is no calibration; run `inspectd calibrate`")
+    out.print(table)
+
+
+@calibrations.command()
+def accept(model: ModelOption = None, config: ConfigOption = None, station: StationOption = None) -> None:
+    """Put the proposed calibration in force; the present one is kept."""
+    target = find(model, config, station, Device.cpu)
+    proposed = store.proposal(target.path)
+    if proposed.exists():
+        store.load(proposed, target.fingerprint, target.rule.fingerprint)
+    _tell(store.accept(target.path), target)
+    proposed.with_suffix(".html").unlink(missing_ok=True)
+
+
+@calibrations.command("roll-back")
+def roll_back(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    station: StationOption = None,
+    calibration_id: Annotated[str | None, typer.Option("--id", help="Which; default: the one before.")] = None,
+) -> None:
+    """Put an earlier calibration of the same model in force again; the present one is kept."""
+    target = find(model, config, station, Device.cpu)
+    earlier = store.history(target.path)
+    chosen = next((one for one in earlier if calibration_id in {None, one.id}), None)
+    if chosen and (chosen.provenance.model, chosen.provenance.regions) != (target.fingerprint, target.rule.fingerprint):
+        raise CalibrationError(f"{chosen.id} was made for another model or other region rules; calibrate again")
+    _tell(store.roll_back(target.path, calibration_id), target)
+
+
+def _survey(detector: Detector, held: Sequence[Path], groups: Sequence[str]) -> _Survey:
+    scores, glances = [], []
+    for image in _read(held, "calibrating"):
+        scores.append(detector.predict([image])[0].anomaly_score)
+        glances.append(canaries.glance(image))
+    return _Survey(scores, groups, canaries.appearance(glances), dataset.digest(held))
+
+
+def _joined(present: Calibration, survey: _Survey) -> _Survey:
+    """Put the scores in force before new ones. How images looked is told by the new ones alone."""
+    groups: list[str] = []
+    if present.groups or survey.groups:
+        old = present.groups or range(present.good_parts)
+        groups = [*(f"before {group}" for group in old), *(survey.groups or map(str, range(len(survey.scores))))]
+    both = hashlib.sha256((present.provenance.data_sha256 + survey.data_sha256).encode()).hexdigest()
+    return _Survey([*present.scores, *survey.scores], groups, survey.appearance, both)
+
+
+def _fit(
+    target: Target,
+    detector: Detector,
+    survey: _Survey,
+    how: _How,
+    by: str | None,
+) -> Calibration:
+    return fit(
+        survey.scores,
+        **asdict(how),
+        groups=survey.groups,
+        appearance=survey.appearance,
+        provenance=Provenance(
+            model=detector.fingerprint,
+            data_sha256=survey.data_sha256,
+            made_at=datetime.now(UTC),
+            engine=detector.engine,
+            regions=target.rule.fingerprint,
+            made_by=_user() if by is None else by,
+        ),
+    )
+
+
+def _put_in_force(calibration: Calibration, target: Target) -> None:
+    store.install(calibration, target.path)
+    out.print(describe(calibration), markup=False, soft_wrap=True)
+    _tell(calibration, target)
+
+
+def _tell(calibration: Calibration, target: Target) -> None:
+    page = card.write(calibration, target.path.with_suffix(".html"), model_name=target.model.name)
+    out.print(
+        f"In force: {calibration.id}, from the next start of the daemon on. Card to sign: {page}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _propose(calibration: Calibration, present: Calibration, target: Target) -> None:
+    proposal = store.propose(calibration, target.path)
+    page = card.write(calibration, proposal.with_suffix(".html"), model_name=target.model.name)
+    out.print(describe(calibration), markup=False, soft_wrap=True)
+    out.print(_comparison(present, calibration))
+    out.print(
+        f"This is a proposal, {page}; {present.id} stays in force until: inspectd calibrations accept {target.said}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _comparison(present: Calibration, proposed: Calibration) -> Table:
+    """How many each one rejects of the good parts in force before, and of those proposed now."""
+    table = _table("", "threshold", "rejects before", "rejects now")
+    for name, one in ((f"in force {present.id}", present), (f"proposed {proposed.id}", proposed)):
+        counts = [(sum(not one.passes(score) for score in of.scores), of.good_parts) for of in (present, proposed)]
+        shares = [f"{count} of {parts} = {count / parts:.1%}" for count, parts in counts]
+        table.add_row(name, f"{one.threshold:.5g}", *shares)
+    return table
+
+
+def _what_if(found: Calibration, alpha: float, bad: Sequence[float]) -> Table:
+    """Thresholds of several alphas, what each promises, and how many bad parts would escape."""
+    escapes = ("escapes", "95 % between") if bad else ()
+    table = _table("α", "threshold", "method", "false rejects", "90 % between", *escapes)
+    for asked in sorted({*card.ALPHAS, found.alpha, alpha}, reverse=True):
+        one = with_alpha(found, asked)
+        if one is None:
+            table.add_row(stated(asked), "none", str(found.asked))
+            continue
+        low, high = one.false_reject_interval
+        most = "" if one.carries or one.method is Method.largest else "≤ "
+        row = [stated(asked), f"{one.threshold:.5g}", one.method.value]
+        row += [f"{most}{share(one.expected_false_rejects)}", f"{100 * low:.1f}–{100 * high:.1f} %"]
+        if bad:
+            escaped = sum(one.passes(score) for score in bad)
+            low, high = binomial_interval(escaped, len(bad))
+            row += [f"{escaped} of {len(bad)}", f"{100 * low:.0f}–{100 * high:.0f} %"]
+        table.add_row(*row, style="bold" if asked == found.alpha else "")
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """A table for a terminal of 80 columns, figures to the right."""
+    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in table.columns:
+        if column.header in {"", "id", "made", "by", "method"}:
+            column.no_wrap = column.header != "by"
+        else:
+            column.justify, column.no_wrap = "right", True
+    return table
+
+
+def _scores(detector: Detector, paths: Sequence[Path]) -> list[float]:
+    return [detector.predict([image])[0].anomaly_score for image in _read(paths, "scoring bad parts")]
+
+
+def _read(paths: Sequence[Path], doing: str) -> Iterator[Image]:
+    with progress() as bar:
+        task = bar.add_task(doing, total=len(paths), note="")
+        for path in paths:
+            yield dataset.read_image(path)
+            bar.advance(task)
+
+
+def _groups(paths: Sequence[Path], pattern: str) -> list[str]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise typer.BadParameter(f"--group {pattern!r} is no regular expression: {error}") from None
+    groups = []
+    for path in paths:
+        match = expression.search(path.name)
+        if match is None:
+            raise DatasetError(f"{path.name} has no group: it does not match {pattern!r}")
+        groups.append(match[1] if expression.groups else match[0])
+    return groups
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, in a container say
+        return ""
