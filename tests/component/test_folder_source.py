@@ -17,7 +17,6 @@ import pytest
 from PIL import Image as Pillow
 from structlog.testing import capture_logs
 
-from daemon.images import read
 from daemon.messages import Frame, Unreadable
 from daemon.sources.base import Source, SourceUnavailableError
 from daemon.sources.folder import FolderSource
@@ -219,7 +218,7 @@ def test_one_name_used_for_twenty_parts_gives_twenty_frames(folder: Path) -> Non
     assert names_under(folder) == sorted(["image.png", *(f"image-{number}.png" for number in range(1, 20))])
 
 
-def test_a_file_overwritten_all_the_time_gives_the_pixels_that_were_claimed(folder: Path) -> None:
+def test_a_file_overwritten_all_the_time_gives_whole_pictures_each_once(folder: Path) -> None:
     with Arrivals(source(folder, settle_ms=0)) as arrivals:
         for shade in range(200):
             (folder / "image.bmp").write_bytes(file_of(np.full((80 + shade, 100, 3), shade, np.uint8), "BMP"))
@@ -227,7 +226,6 @@ def test_a_file_overwritten_all_the_time_gives_the_pixels_that_were_claimed(fold
         while 199 not in shades:
             frame = arrivals.frame()
             assert frame.image.min() == frame.image.max() == frame.image.shape[0] - 80
-            assert np.array_equal(frame.image, read(folder / "processing" / f"{frame.capture.id}~image.bmp"))
             shades.append(int(frame.image.max()))
     assert len(shades) == len(set(shades))
 
