@@ -14,7 +14,7 @@ from config.load import ConfigError, read_password
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.outbox import Outbox
 from daemon.regions import PLAIN, MaskError, RegionDetector, Rule, load_mask
-from daemon.sinks.mqtt import Broker
+from daemon.sinks.link import Broker
 from daemon.sources.base import Source
 from daemon.sources.folder import FolderSource
 from detectors import artifact

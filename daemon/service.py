@@ -33,7 +33,8 @@ from daemon.messages import Frame, Outcome, Unreadable
 from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
-from daemon.sinks.mqtt import Broker, PictureSink, StationSink
+from daemon.sinks.link import Broker
+from daemon.sinks.mqtt import PictureSink, StationSink
 from detectors.devices import batch_size
 
 DRAIN_S = 8.0

@@ -1,251 +1,32 @@
-"""MQTT, in two kinds of session: one per station for its record and its reject gate, one per node for pictures.
-
-A `Link` is one connection and never reconnects: when it is lost it is thrown away, together with paho's memory of
-what was in flight. The only memory of the record is the outbox, so nothing stale is ever sent again behind our back
-(an actuation message least of all), and a refused or half-dead client cannot poison the next one.
-"""
+"""MQTT, in two kinds of session: one per station for its record and its reject gate, one per node for pictures."""
 
 import random
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from threading import Condition, Event, Lock
+from threading import Event, Lock
 
 import structlog
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessageInfo
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.client import MQTTMessageInfo
 
 from daemon import contract
 from daemon.contract import Identity, Message, Quality, StationState
 from daemon.outbox import Entry, Outbox, OutboxError
+from daemon.sinks.link import GOODBYE_S, Broker, DeliveryError, Link
 
-WINDOW = 12
-"""Verdicts in flight at once, where the broker grants as much."""
-RESERVE = 8
-"""Of what the broker grants in flight, this is left to actuation and state."""
 BACKLOG = 4
 """Pictures that may wait for the socket."""
-CONNECT_TIMEOUT_S = 5.0
 PICTURE_CONNECT_TIMEOUT_S = 2.0
-GOODBYE_S = 1.0
 HEARTBEAT_S = 10.0
 QUALITY_INTERVAL_S = 60.0
 LAST_INTERVAL_S = 0.2
 BACKOFF_S = (0.5, 30.0)
 """Seconds of the first and the longest pause before another attempt."""
 PICTURE_RETRY_S = 5.0
-_PACKET_HEAD = 64
-"""More bytes than a PUBLISH packet has besides its topic and payload."""
 
 log = structlog.get_logger()
-
-
-class DeliveryError(Exception):
-    """The broker is away or refuses us; `refused` says which. The message is for an operator."""
-
-    def __init__(self, message: str, *, refused: bool = False) -> None:
-        super().__init__(message)
-        self.refused = refused
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Broker:
-    """Where and as whom to connect. `protocol` is "auto" (5, then 3.1.1), "5" or "3.1.1"."""
-
-    host: str
-    port: int
-    protocol: str = "auto"
-    username: str | None = None
-    password: str | None = None
-    keepalive_s: int = 10
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
-class Link:
-    """One connection to a broker, from CONNACK to its loss. Any thread may publish.
-
-    `window` is how many verdicts may be in flight at once.
-    """
-
-    def __init__(
-        self, broker: Broker, client_id: str, will: Message | None = None, *, timeout_s: float = CONNECT_TIMEOUT_S
-    ) -> None:
-        """Connect, and wait for the broker's answer.
-
-        Raises:
-            DeliveryError: no answer within `timeout_s`, or a refusal.
-        """
-        self._changed = Condition()
-        self._answer: ReasonCode | None = None
-        self._lost: str | None = None
-        self._refused = self._woken = False
-        self._acknowledged: set[int] = set()
-        self.window = WINDOW
-        self._largest: int | None = None
-        versions = _VERSIONS[broker.protocol]
-        for version in versions:
-            self._v5 = version is MQTTProtocolVersion.MQTTv5
-            self._client = self._make(broker, client_id, will, version)
-            self._client.connect_timeout = timeout_s
-            try:
-                self._client.connect(broker.host, broker.port, broker.keepalive_s)
-            except (OSError, ValueError) as error:
-                raise DeliveryError(f"broker {broker} cannot be reached: {error}") from error
-            try:
-                self._greet(broker, timeout_s)
-            except DeliveryError:
-                self.close()
-                # A 3.1.1 broker answers MQTT 5 with "unsupported version", or closes the connection, or is silent.
-                understood = self._answer is not None and self._answer.value not in _NOT_MQTT_5
-                if understood or version is versions[-1]:
-                    raise
-                self._answer = self._lost = None
-            else:
-                return
-
-    @property
-    def protocol(self) -> str:
-        """The version spoken, "5" or "3.1.1"."""
-        return "5" if self._v5 else "3.1.1"
-
-    @property
-    def lost(self) -> str | None:
-        """Why the connection is gone, None while it stands."""
-        return self._lost
-
-    def check(self) -> None:
-        """See that the connection stands.
-
-        Raises:
-            DeliveryError: it is gone, or the broker has refused a message.
-        """
-        if self._lost is not None:
-            raise DeliveryError(self._lost, refused=self._refused)
-
-    def publish(self, message: Message) -> MQTTMessageInfo:
-        """Hand a message to the socket; the receipt has the number `mid` under which it will be acknowledged.
-
-        Raises:
-            DeliveryError: the connection is gone, or the broker takes no packet of this size.
-        """
-        self.check()
-        size = len(message.topic) + len(message.payload) + _PACKET_HEAD
-        if self._largest is not None and size > self._largest:
-            raise DeliveryError(
-                f"a message on {message.topic} needs {size} bytes, and the broker takes {self._largest}; "
-                "raise its packet limit"
-            )
-        properties = Properties(PacketTypes.PUBLISH) if self._v5 else None  # type: ignore[no-untyped-call] # paho's
-        if properties is not None:
-            properties.ContentType = message.content_type
-            if message.expires_s is not None:
-                properties.MessageExpiryInterval = message.expires_s
-        receipt = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
-        if receipt.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise DeliveryError(self._lost or f"publishing on {message.topic} failed: {receipt.rc.name}")
-        return receipt
-
-    def take_acknowledged(self, wait_s: float) -> set[int]:
-        """Numbers acknowledged since the last call; waits a while for the first, `wake` or the loss ends the wait."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._acknowledged or self._woken or self._lost is not None, wait_s)
-            self._woken = False
-            taken, self._acknowledged = self._acknowledged, set()
-        return taken
-
-    def wake(self) -> None:
-        """End a wait in `take_acknowledged`, this one or the next."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Let go of the connection even if the broker does not listen.
-
-        A sound one is ended with a goodbye, which cancels the will; of a refused one the will shall speak.
-        """
-        if self._lost is None and self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS:
-            with self._changed:
-                self._changed.wait_for(lambda: self._lost is not None, GOODBYE_S)
-        connection = self._client.socket()
-        if isinstance(connection, socket.socket):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._client.loop_stop()
-        # Without the circle of references the sockets are closed now, not when garbage is next collected.
-        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
-
-    def _make(self, broker: Broker, client_id: str, will: Message | None, version: MQTTProtocolVersion) -> Client:
-        five = version is MQTTProtocolVersion.MQTTv5
-        client = Client(
-            CallbackAPIVersion.VERSION2,
-            client_id,
-            clean_session=None if five else True,
-            protocol=version,
-            reconnect_on_failure=False,
-        )
-        if broker.username is not None:
-            client.username_pw_set(broker.username, broker.password)
-        if will is not None:
-            client.will_set(will.topic, will.payload, will.qos, will.retain)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
-        return client
-
-    def _greet(self, broker: Broker, timeout_s: float) -> None:
-        self._client.loop_start()
-        with self._changed:
-            self._changed.wait_for(lambda: self._answer is not None or self._lost is not None, timeout_s)
-        if self._answer is None:
-            raise DeliveryError(f"broker {broker} did not answer as an MQTT broker does ({self._lost or 'silence'})")
-        if self._answer.is_failure:
-            user = f"user {broker.username!r}" if broker.username else "a client without a user name"
-            raise DeliveryError(
-                f"broker {broker} refused {user}: {self._answer}; check username and password_file in [mqtt] and the "
-                "broker's own access list",
-                refused=True,
-            )
-
-    def _on_connect(
-        self, _: Client, __: object, ___: ConnectFlags, answer: ReasonCode, properties: Properties | None
-    ) -> None:
-        with self._changed:
-            granted = getattr(properties, "ReceiveMaximum", WINDOW + RESERVE)
-            self.window = max(1, min(WINDOW, granted - RESERVE))
-            self._largest = getattr(properties, "MaximumPacketSize", None)
-            self._answer = answer
-            self._changed.notify_all()
-
-    def _on_disconnect(self, _: Client, __: object, ___: DisconnectFlags, why: ReasonCode, ____: object) -> None:
-        with self._changed:
-            self._lost = self._lost or ("the connection broke" if why == "Unspecified error" else str(why))
-            self._changed.notify_all()
-
-    def _on_publish(self, _: Client, __: object, mid: int, answer: ReasonCode, ____: object) -> None:
-        with self._changed:
-            if answer.is_failure:
-                self._lost = f"it refuses a message: {answer}; let the user write to the station's topics"
-                self._refused = True
-            else:
-                self._acknowledged.add(mid)
-            self._changed.notify_all()
-
-
-_VERSIONS = {
-    "auto": (MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311),
-    "5": (MQTTProtocolVersion.MQTTv5,),
-    "3.1.1": (MQTTProtocolVersion.MQTTv311,),
-}
-_NOT_MQTT_5 = (132, 1)  # unsupported protocol version, as MQTT 5 and as 3.1.1 number it
 
 
 class StationSink:

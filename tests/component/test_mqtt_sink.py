@@ -26,8 +26,9 @@ from daemon.challenge import ChallengeStatus
 from daemon.contract import Identity, Message, Quality, StationState
 from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
-from daemon.sinks import mqtt
-from daemon.sinks.mqtt import DeliveryError, Link, PictureSink, StationSink
+from daemon.sinks import link
+from daemon.sinks.link import DeliveryError, Link
+from daemon.sinks.mqtt import PictureSink, StationSink
 from tests.brokers import (
     DEADLINE_S,
     HOST,
@@ -57,14 +58,14 @@ def actuation(seq: int) -> Message:
     return contract.encode_actuation(IDENTITY, verdict(seq), 2.0)
 
 
-def settings(broker: Broker, cable: Cable | None = None, **options: Any) -> mqtt.Broker:
+def settings(broker: Broker, cable: Cable | None = None, **options: Any) -> link.Broker:
     """How to connect, through a cable if there is one. amqtt is asked for what it speaks: it hangs on MQTT 5 wills."""
     protocol = "auto" if broker.five else "3.1.1"
-    return mqtt.Broker(HOST, cable.port if cable else broker.port, **{"protocol": protocol, **options})
+    return link.Broker(HOST, cable.port if cable else broker.port, **{"protocol": protocol, **options})
 
 
-def nobody() -> mqtt.Broker:
-    return mqtt.Broker(HOST, free_port())
+def nobody() -> link.Broker:
+    return link.Broker(HOST, free_port())
 
 
 class Station:
@@ -73,7 +74,7 @@ class Station:
     def __init__(
         self,
         folder: Path,
-        broker: mqtt.Broker,
+        broker: link.Broker,
         *,
         ttl_s: float = DEADLINE_S,
         backoff_s: tuple[float, float] = (0.02, 0.1),
@@ -128,7 +129,7 @@ class Station:
 
 
 @contextmanager
-def station(folder: Path, broker: mqtt.Broker, **options: Any) -> Iterator[Station]:
+def station(folder: Path, broker: link.Broker, **options: Any) -> Iterator[Station]:
     working = Station(folder, broker, **options)
     try:
         yield working
@@ -234,7 +235,7 @@ def test_a_station_that_is_killed_is_reported_lost_by_the_broker(
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from daemon.sinks.mqtt import Broker\n"
+        "from daemon.sinks.link import Broker\n"
         "from tests.component.test_mqtt_sink import Station\n"
         "Station(Path(sys.argv[1]), Broker('127.0.0.1', int(sys.argv[2]), sys.argv[3]))\n"
         "time.sleep(60)\n"
@@ -605,7 +606,7 @@ def refusals(folder: Path) -> int:
 
 
 def test_a_broker_never_shows_its_password() -> None:
-    broker = mqtt.Broker(HOST, 1883, username="inspector", password="swordfish")  # noqa: S106 -- of no account
+    broker = link.Broker(HOST, 1883, username="inspector", password="swordfish")  # noqa: S106 -- of no account
     assert "swordfish" not in f"{broker!r} {broker}"
     assert str(broker) == f"{HOST}:1883"
 
