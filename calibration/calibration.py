@@ -19,8 +19,8 @@ from calibration.threshold import FEWEST_FOR_TAIL, Method, choose, effective_num
 
 CONFIDENCE = 0.95
 """Of the tolerance method, unless another is asked for."""
-LEAST_P = 1e-9
-"""No p-value is below this: further out, the fitted tail is a guess."""
+LEAST_P = 1e-6
+"""No p-value is below this: further out, the fitted tail is a mere guess."""
 
 _ROWS = 16
 _BAR = 40
@@ -60,10 +60,11 @@ class Calibration:
     """What one model says of good parts, and the limit that follows. Made by `fit`, never by hand.
 
     `id` is 12 hex digits that change with any other field. Scores (ascending) and thresholds are in the detector's
-    units. `alpha` is the share of good parts that may be rejected; parts above `fail_threshold`, at most a share
-    `fail_alpha` of the good ones, are failed, and those between both thresholds are uncertain; without that band the
-    two are equal. `asked` is the method that was asked for, None for the firmest. `groups` names the group of each
-    score by its number, and is empty where every part stands for itself.
+    units. `alpha` is the share of good parts that may be rejected; parts above `fail_threshold`, as `fail_method` has
+    it for a share `fail_alpha`, are failed, and those between both thresholds are uncertain; without that band the two
+    are equal. `asked` is the method that was asked for, None for the firmest. `groups` names the group of each score by
+    its number, and is empty where every part stands for itself; `images` has the SHA-256 of each score's image, and is
+    empty where nobody knows.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Calibration:
     provenance: Provenance
     scores: tuple[float, ...] = field(repr=False)
     groups: tuple[int, ...] = field(repr=False)
+    images: tuple[str, ...] = field(repr=False)
     appearance: Appearance | None = field(repr=False)
 
     def passes(self, score: float) -> bool:
@@ -93,7 +95,8 @@ class Calibration:
         """Return the share of good parts that look at least this unusual; NaN for NaN.
 
         Conformal, (1 + #{scores ≥ score}) / (n + 1), down to the largest score; above that the fitted tail goes on
-        from 1 / (n + 1), never below 1e-9. n is the effective number. Never rises with the score.
+        from 1 / (n + 1), never below 1e-6, which ranks parts and is no share. n is the effective number. Never rises
+        with the score.
         """
         if math.isnan(score):
             return math.nan
@@ -146,6 +149,7 @@ def fit(
     confidence: float = CONFIDENCE,
     method: Method | None = None,
     groups: Sequence[str] = (),
+    images: Sequence[str] = (),
     fail_alpha: float | None = None,
     appearance: Appearance | None = None,
 ) -> Calibration:
@@ -158,23 +162,26 @@ def fit(
         confidence: Of the tolerance method.
         method: This one instead of the firmest.
         groups: For each score the part, lot or burst it belongs to; empty where every part stands for itself.
+        images: For each score the SHA-256 of its image; empty where nobody knows.
         fail_alpha: A share below alpha: only above its threshold a part fails, between the two it is uncertain.
         appearance: How the images looked.
 
     Raises:
-        CalibrationError: A score is not finite, there is none, a share is out of range, the parts are too few for the
-            method, `made_at` has no time zone, or the threshold is not above zero.
+        CalibrationError: A score is not finite, there is none, an image is there twice, a share is out of range, the
+            parts are too few for the method, `made_at` has no time zone, or the threshold is not above zero.
     """
     try:
-        values, numbers = _in_order(scores, groups)
-        n = effective_number(values, [str(number) for number in numbers]) if numbers else values.size
+        values, numbers, digests = _in_order(scores, groups, images)
+        n = effective_number([str(number) for number in numbers]) if numbers else values.size
         choice = choose(values, alpha, confidence=confidence, n_effective=n, method=method)
-        if fail_alpha is None:
-            fails = choice
-        elif fail_alpha < alpha:
+        fails = choice
+        if fail_alpha is not None:
+            if not fail_alpha < alpha:
+                raise ValueError(f"the share that fails, {fail_alpha:g}, must be below α, {alpha:g}")  # noqa: TRY301
             fails = choose(values, fail_alpha, confidence=confidence, n_effective=n, method=method)
-        else:
-            raise ValueError(f"the share that fails, {fail_alpha:g}, must be below α, {alpha:g}")  # noqa: TRY301
+            if fails.threshold <= choice.threshold and method is None and n >= FEWEST_FOR_TAIL:
+                # A weaker promise of the smaller share may come to the same score; an estimate tells them apart.
+                fails = choose(values, fail_alpha, confidence=confidence, n_effective=n, method=Method.tail)
     except ValueError as error:
         raise CalibrationError(f"no threshold can be chosen: {error}") from error
     if choice.threshold <= 0:
@@ -200,10 +207,11 @@ def fit(
             fail_alpha=fail_alpha,
             fail_method=None if fail_alpha is None else fails.method,
             fail_threshold=max(choice.threshold, fails.threshold),
-            tail=fit_tail(values) if values.size >= FEWEST_FOR_TAIL else None,
+            tail=fit_tail(values, n) if n >= FEWEST_FOR_TAIL else None,
             provenance=replace(provenance, made_at=provenance.made_at.astimezone(UTC)),
             scores=tuple(values.tolist()),
             groups=tuple(numbers),
+            images=tuple(digests),
             appearance=appearance,
         )
     )
@@ -237,7 +245,7 @@ def content(calibration: Calibration) -> dict[str, Any]:
     fields["provenance"]["made_at"] = calibration.provenance.made_at.isoformat()
     if calibration.appearance:
         fields["appearance"]["canaries"] = {k: list(v) for k, v in calibration.appearance.canaries.items()}
-    return fields | {"scores": list(calibration.scores), "groups": list(calibration.groups)}
+    return fields | {name: list(getattr(calibration, name)) for name in ("scores", "groups", "images")}
 
 
 def promise(calibration: Calibration) -> str:
@@ -253,7 +261,8 @@ def promise(calibration: Calibration) -> str:
             what = f"about {asked} are rejected if the fitted tail is right, and at most {carried} {average} if not"
         case _:
             what = f"at most {carried} are rejected, {average}; nothing is promised of {asked}"
-    return f"of good parts like these {what}"
+    roughly = ", approximately, since they come in groups" if calibration.groups else ""
+    return f"of good parts like these {what}{roughly}"
 
 
 def shortage(calibration: Calibration) -> str:
@@ -320,27 +329,37 @@ def expectation(calibration: Calibration) -> str:
 def _band(calibration: Calibration) -> list[str]:
     if calibration.fail_alpha is None:
         return []
-    fails = f"above {calibration.fail_threshold:.6g} (α = {share(calibration.fail_alpha)}, {calibration.fail_method})"
+    kind = "an estimate: " if calibration.fail_method is Method.tail else ""
+    fails = (
+        f"above {calibration.fail_threshold:.6g} ({kind}α = {share(calibration.fail_alpha)}, {calibration.fail_method})"
+    )
     if calibration.fail_threshold == calibration.threshold:
         return [f"Uncertain      none: a part fails {fails} too"]
     return [f"Uncertain      above the threshold; a part fails {fails}"]
 
 
-def _in_order(scores: ArrayLike, groups: Sequence[str]) -> tuple[NDArray[np.float64], list[int]]:
-    """Return the scores ascending, and the number of each one's group, whatever order they came in."""
+def _in_order(
+    scores: ArrayLike, groups: Sequence[str], images: Sequence[str]
+) -> tuple[NDArray[np.float64], list[int], list[str]]:
+    """Return the scores ascending, with the number of each one's group and its image, whatever order they came in."""
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"scores must be a list of at least one number, not an array of shape {values.shape}")
     if not np.isfinite(values).all():
         position = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(f"score {position + 1} of {values.size} is {values[position]}, not a finite number")
-    if not groups:
-        return np.sort(values), []
-    if len(groups) != values.size:
-        raise ValueError(f"{len(groups)} groups for {values.size} scores")
-    _, numbers = np.unique(np.asarray(groups), return_inverse=True)
-    order = np.lexsort((numbers, values))
-    return values[order], numbers[order].tolist()
+    for what, given in (("groups", groups), ("images", images)):
+        if given and len(given) != values.size:
+            raise ValueError(f"{len(given)} {what} for {values.size} scores")
+    if len(set(images)) < len(images):
+        raise ValueError("an image is there twice: a copy is no further part")
+    _, numbers = np.unique(np.asarray(groups or [""] * values.size), return_inverse=True)
+    order = np.lexsort((np.asarray(images or [""] * values.size), numbers, values))
+    return (
+        values[order],
+        numbers[order].tolist() if groups else [],
+        [images[place] for place in order.tolist()] if images else [],
+    )
 
 
 def _carried(calibration: Calibration) -> str:

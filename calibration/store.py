@@ -3,16 +3,20 @@
 import json
 import math
 import os
+import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from calibration.calibration import Appearance, Calibration, CalibrationError, Provenance, content, fit, named
+import numpy as np
+
+from calibration.calibration import Appearance, Calibration, CalibrationError, Provenance, content, fit, named, promise
 from calibration.tail import Tail
 from calibration.threshold import Method
 
 SCHEMA = "inspectd.calibration/2"
+_BINS = 16
 
 
 def save(calibration: Calibration, path: Path) -> None:
@@ -83,11 +87,11 @@ def proposal(path: Path) -> Path:
     return path.with_suffix(".proposed.json")
 
 
-def accept(path: Path) -> Calibration:
-    """Put the proposal in force; the calibration that was is kept in the history.
+def accept(path: Path, calibration_id: str) -> Calibration:
+    """Put the proposal of this id in force; the calibration that was is kept in the history.
 
     Raises:
-        CalibrationError: There is no proposal, or it cannot be trusted.
+        CalibrationError: There is no proposal, it is another one, or it cannot be trusted.
         OSError: As `save`; whatever happens, one of the two is in force.
     """
     proposed = proposal(path)
@@ -96,36 +100,38 @@ def accept(path: Path) -> Calibration:
             f"{proposed}: there is no proposal; run `inspectd calibrate` with the reviewed good parts"
         )
     calibration = read(proposed)
+    if calibration.id != calibration_id:
+        raise CalibrationError(
+            f"{proposed}: the proposal is {calibration.id}, not {calibration_id}; read its card first"
+        )
     install(calibration, path)
     proposed.unlink()
     return calibration
 
 
 def history(path: Path) -> list[Calibration]:
-    """The calibrations that were in force before, the one that was replaced last coming first.
+    """All calibrations that have been in force, the first one first, without those that cannot be trusted."""
+    return [one for file in _kept(path) if (one := _trusted(file))]
+
+
+def earlier(path: Path, calibration_id: str | None = None) -> Calibration:
+    """Find what to return to: the calibration of an id, or the last one that was in force before the present one.
 
     Raises:
-        CalibrationError: One of them cannot be trusted.
+        CalibrationError: There is no such calibration.
     """
-    files = sorted(_archive(path).glob("*.json"), reverse=True) if _archive(path).is_dir() else []
-    return [read(file) for file in files]
-
-
-def roll_back(path: Path, calibration_id: str | None = None) -> Calibration:
-    """Put an earlier calibration in force again, by its id or the last one; the present one joins the history.
-
-    Raises:
-        CalibrationError: There is no such calibration, or it cannot be trusted.
-        OSError: As `save`.
-    """
-    earlier = history(path)
-    chosen = next((one for one in earlier if calibration_id in {None, one.id}), None)
-    if chosen is None:
-        known = ", ".join(one.id for one in earlier) or "none"
+    known = history(path)
+    ids = [one.id for one in known]
+    present = _trusted(path)
+    if calibration_id is None:
+        before = known[: ids.index(present.id)] if present and present.id in ids else known
+        found = before[-1] if before else None
+    else:
+        found = next((one for one in known if one.id == calibration_id), None)
+    if found is None:
         which = f" {calibration_id}" if calibration_id else ""
-        raise CalibrationError(f"{path}: no earlier calibration{which}; known: {known}")
-    install(chosen, path)
-    return chosen
+        raise CalibrationError(f"{path}: no earlier calibration{which}; known: {', '.join(ids) or 'none'}")
+    return found
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -151,25 +157,34 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def install(calibration: Calibration, path: Path) -> None:
-    """Put a calibration in force; the one that was is kept in the history, if it could be trusted.
+    """Put a calibration in force. It and the one that was are in the history, each once; no kill loses either.
 
     Raises:
         OSError: As `save`; whatever happens, one of the two is in force.
     """
-    try:
-        present = read(path)
-    except CalibrationError:
-        present = None  # none, or none that could be trusted again
-    if present:
-        archive = _archive(path)
-        archive.mkdir(exist_ok=True)
-        numbers = [int(file.name.split("-")[0]) for file in archive.glob("*-*.json")]
-        save(present, archive / f"{max(numbers, default=0) + 1:06}-{present.id}.json")
+    for one in (_trusted(path), calibration):
+        kept = _kept(path)
+        if one and one.id not in {file.stem[7:] for file in kept}:
+            archive = _archive(path)
+            archive.mkdir(exist_ok=True)
+            save(one, archive / f"{int(kept[-1].name[:6]) + 1 if kept else 1:06}-{one.id}.json")
     save(calibration, path)
 
 
 def _archive(path: Path) -> Path:
     return path.with_suffix(".history")
+
+
+def _kept(path: Path) -> list[Path]:
+    """The files of the history, in the order in which they came into force; what else lies there is left alone."""
+    return sorted(file for file in _archive(path).glob("*.json") if re.fullmatch(r"\d{6}-[0-9a-f]{12}", file.stem))
+
+
+def _trusted(path: Path) -> Calibration | None:
+    try:
+        return read(path)
+    except CalibrationError:
+        return None
 
 
 def _rebuild(document: dict[str, Any], path: Path) -> Calibration:
@@ -184,6 +199,7 @@ def _rebuild(document: dict[str, Any], path: Path) -> Calibration:
             confidence=document["confidence"],
             method=None if document["asked"] is None else Method(document["asked"]),
             groups=[f"{number:09}" for number in document["groups"]],
+            images=document["images"],
             fail_alpha=document["fail_alpha"],
             provenance=Provenance(**made | {"made_at": datetime.fromisoformat(made["made_at"])}),
             appearance=looks and Appearance({k: tuple(v) for k, v in looks["canaries"].items()}, looks["thumbnail"]),
@@ -218,8 +234,22 @@ def _agree(stored: Any, fitted: Any) -> bool:
         return stored.keys() == fitted.keys() and all(_agree(stored[key], fitted[key]) for key in fitted)
     if isinstance(fitted, float):
         return math.isclose(stored, fitted, rel_tol=1e-9)
+    if isinstance(fitted, list):
+        return len(stored) == len(fitted) and all(map(_agree, stored, fitted))
     return bool(stored == fitted)
 
 
 def _document(calibration: Calibration) -> dict[str, Any]:
-    return {"schema": SCHEMA, "id": calibration.id, **content(calibration)}
+    return {"schema": SCHEMA, "id": calibration.id, "card": _card(calibration), **content(calibration)}
+
+
+def _card(calibration: Calibration) -> dict[str, Any]:
+    """What follows from the rest, for readers without this program; it must come out the same when it is loaded."""
+    counts, edges = np.histogram(calibration.scores, bins=_BINS)
+    return {
+        "promise": promise(calibration),
+        "alpha_carried": calibration.alpha_carried,
+        "expected_false_rejects": calibration.expected_false_rejects,
+        "false_reject_interval": list(calibration.false_reject_interval),
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }

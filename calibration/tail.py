@@ -50,12 +50,15 @@ class Tail:
         return -math.expm1(-math.exp(min(-reduced, 700)))
 
 
-def fit_tail(scores: Scores) -> Tail | None:
-    """Fit ascending scores, at least three; None where all are equal, since a point has no tail."""
-    return _from_moments(*_moments(scores, np.ones(scores.size)), scores.size)
+def fit_tail(scores: Scores, n_effective: int) -> Tail | None:
+    """Fit ascending scores, at least three; None where all are equal, since a point has no tail.
+
+    `n_effective` is as how many independent ones they count: so much their skewness is trusted.
+    """
+    return _from_moments(*_moments(scores, np.ones(scores.size)), n_effective)
 
 
-def cautious_quantile(scores: Scores, alpha: float) -> float:
+def cautious_quantile(scores: Scores, alpha: float, n_effective: int) -> float:
     """Return the 75 % bootstrap quantile of the fitted tail's quantile: fewer scores, more caution.
 
     The draws are seeded, so that equal scores give an equal threshold.
@@ -63,14 +66,15 @@ def cautious_quantile(scores: Scores, alpha: float) -> float:
     Args:
         scores: Ascending, at least three.
         alpha: The share of good parts that may exceed the result.
+        n_effective: As how many independent scores they count, at least three; so many make a draw.
     """
     if scores[0] == scores[-1]:
         return float(scores[-1])
-    random = np.random.RandomState(0)
+    random = np.random.RandomState(0)  # its stream is frozen, and a stored threshold is computed again
     even = np.full(scores.size, 1 / scores.size)
     drawn = []
     for _ in range(_DRAWS):
-        tail = _from_moments(*_moments(scores, random.multinomial(scores.size, even)), scores.size)
+        tail = _from_moments(*_moments(scores, random.multinomial(n_effective, even)), n_effective)
         drawn.append(float(scores[-1]) if tail is None else tail.quantile(alpha))
     return float(np.quantile(drawn, _CAUTION))
 

@@ -1,12 +1,13 @@
 """Which score is the threshold, by which method, and what that method can promise. Pure."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from calibration.quantile import (
     conformal_rank,
@@ -16,8 +17,6 @@ from calibration.quantile import (
 )
 from calibration.tail import cautious_quantile
 
-_ROUNDING = 1e-9
-"""So that a whole number that came out a hair too small stays whole."""
 FEWEST_FOR_TAIL = 15
 """Scores below which a fitted tail says nothing."""
 
@@ -92,34 +91,21 @@ def choose(
         rank = max(1, n - math.ceil((scores.size - place) * n / scores.size))
     threshold = float(scores[place - 1])
     if chosen is Method.tail:
-        threshold = max(threshold, cautious_quantile(scores, alpha))
+        threshold = max(threshold, cautious_quantile(scores, alpha, n))
     if chosen is Method.quantile:
         threshold = float(np.quantile(scores, 1 - alpha))
     return Choice(threshold, chosen, place, n, rank, _why(chosen, n, alpha, confidence, asked=method is not None))
 
 
-def effective_number(scores: ArrayLike, groups: Sequence[str]) -> int:
-    """Return as how many independent parts scores in groups (one part, lot or burst each) count, 1 to n.
+def effective_number(groups: Sequence[str]) -> int:
+    """Return as how many independent parts those in groups (one part, lot or burst each) count, 1 to n.
 
-    n / (1 + (m - 1) ρ): m is the mean size of a score's group and ρ the intraclass correlation of the ranks of the
-    scores, by one-way analysis of variance, 0 at least (Kish, Survey Sampling, 1965).
+    n² / Σm², m the sizes of the groups: as many as there are groups, fewer where their sizes differ (Kish, Survey
+    Sampling, 1965, for parts of a group that are all alike). How alike they are is not asked: what matters is whether
+    one lot lies in the tail, and few lots do not tell that.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
-    sizes = np.bincount(group)
-    n, g = values.size, sizes.size
-    if g == n:
-        return n
-    if g == 1:
-        return 1
-    rank = np.searchsorted(np.sort(values), values, "left") + np.searchsorted(np.sort(values), values, "right")
-    means = np.bincount(group, rank) / sizes
-    between = float(sizes @ (means - rank.mean()) ** 2) / (g - 1)
-    within = float(((rank - means[group]) ** 2).sum()) / (n - g)
-    typical = (n - float(sizes @ sizes) / n) / (g - 1)
-    variance = between + (typical - 1) * within
-    correlation = min(1.0, max(0.0, (between - within) / variance)) if variance > 0 else 1.0
-    return max(1, math.floor(_ROUNDING + n / (1 + (float(sizes @ sizes) / n - 1) * correlation)))
+    sizes = list(Counter(groups).values())
+    return sum(sizes) ** 2 // sum(size * size for size in sizes)
 
 
 def _firmest(n: int, ranks: dict[Method, int | None]) -> Method:

@@ -77,19 +77,27 @@ def measure(image: Image, reference: Reference | None) -> Canaries:
     return seen.canaries if reference is None else _placed(seen, reference)
 
 
-def appearance(glances: Sequence[Glance]) -> Appearance | None:
-    """Put together how good parts look; None for fewer than two, which cannot be compared.
+def appearance(glances: Sequence[Glance], known: Appearance | None = None) -> Appearance | None:
+    """Put together how good parts look, after those that are known; None for fewer than two, which cannot be compared.
 
     Each is compared with the mean of the others: it would lie closer to a mean that it is part of itself than a new
-    image does, and every stream would seem to drift.
+    image does, and every stream would seem to drift. Where there is a known mean, that stays the reference.
     """
-    if len(glances) < 2:  # noqa: PLR2004 -- one and another
+    if known is not None:
+        mean = reference_of(known)
+        seen = [_placed(one, mean) for one in glances]
+    elif len(glances) > 1:
+        total = np.sum([one.thumbnail for one in glances], axis=0, dtype=np.float64)
+        others = (np.rint((total - one.thumbnail) / (len(glances) - 1)).astype(np.uint8) for one in glances)
+        seen = [_placed(one, reference) for one, reference in zip(glances, others, strict=True)]
+        mean = np.rint(total / len(glances)).astype(np.uint8)
+    else:
         return None
-    total = np.sum([one.thumbnail for one in glances], axis=0, dtype=np.float64)
-    others = (np.rint((total - one.thumbnail) / (len(glances) - 1)).astype(np.uint8) for one in glances)
-    seen = [_placed(one, reference) for one, reference in zip(glances, others, strict=True)]
-    mean = np.rint(total / len(glances)).astype(np.uint8)
-    canaries = {field.name: tuple(getattr(one, field.name) for one in seen) for field in fields(Canaries)}
+    before = known.canaries if known else {}
+    canaries = {
+        field.name: (*before.get(field.name, ()), *(getattr(one, field.name) for one in seen))
+        for field in fields(Canaries)
+    }
     return Appearance(canaries, base64.b64encode(mean.tobytes()).decode())
 
 

@@ -228,7 +228,10 @@ class Challenge:
             self._kept = result
 
     def _restored(self) -> tuple[_Result, str]:
-        """The result that was kept and, if it cannot be used, why."""
+        """The result that was kept and, if it cannot be used, why.
+
+        A failed test that may hold the station is not lifted by a damaged file or another set, only by a pass.
+        """
         try:
             proven, result = _parse(self._path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -240,9 +243,10 @@ class Challenge:
                 file=str(self._path),
                 reason=f"{type(error).__name__}: {error}",
             )
-            return _Result(), "the result of the last test cannot be read"
+            unknown = "the result of the last test cannot be read"
+            return _Result(failure=unknown if self._holds_station else ""), unknown * (not self._holds_station)
         if proven != self._set.fingerprint:
-            return _Result(), "the set is another one than that of the last test"
+            return _Result(failure=result.failure), "the set is another one than that of the last test"
         return result, ""
 
 

@@ -38,8 +38,9 @@ class StationQuality:
         self._watches: dict[str, Watch] = {}
         looks = calibration.appearance
         self._reference = None if looks is None else canaries.reference_of(looks)
-        if passing := [score for score in calibration.scores if calibration.passes(score)]:
-            self._watches[SCORE] = Watch(passing, seed=0)
+        # Given the threshold, the scores below it are as those of good parts below it; its own score is not.
+        if below := [score for score in calibration.scores if score < calibration.threshold]:
+            self._watches[SCORE] = Watch(below, seed=0)
         for number, (name, values) in enumerate(looks.canaries.items() if looks else (), start=1):
             self._watches[name] = Watch(values, seed=number)
         if self._watches:
@@ -50,19 +51,22 @@ class StationQuality:
         return self._challenge is not None and self._challenge.recognises(part_id)
 
     def confirm(self, part_id: str, decision: Decision) -> Decision:
-        """Take note of a challenge part's decision; refuse all other parts while a failed test holds the station.
+        """Refuse all parts but those of the challenge test while a failed one holds the station.
 
         What could not be judged keeps its own reason: it is rejected already, and a damaged file must be known as one.
         """
-        if self._challenge is None:
+        if self._challenge is None or self.is_challenge(part_id) or decision.outcome is Outcome.ERROR:
             return decision
         now = datetime.now(UTC)
-        if self.is_challenge(part_id):
-            self._challenge.conclude(part_id, decision.outcome, now)
-        elif decision.outcome is not Outcome.ERROR and self._challenge.holding(now):
-            detail = f"the challenge test failed: {self._challenge.status(now).detail}"
-            return refuse(Reason.CHALLENGE_FAILED, detail, self._calibration)
-        return decision
+        if not self._challenge.holding(now):
+            return decision
+        detail = f"the challenge test failed: {self._challenge.status(now).detail}"
+        return refuse(Reason.CHALLENGE_FAILED, detail, self._calibration)
+
+    def conclude(self, part_id: str, decision: Decision) -> None:
+        """Take note of the decision on a challenge part; of others nothing is noted."""
+        if self._challenge is not None:
+            self._challenge.conclude(part_id, decision.outcome, datetime.now(UTC))
 
     def observe(self, image: Image, decision: Decision) -> None:
         """Watch one measured part that is none of the challenge test's; a change is logged."""
@@ -87,7 +91,7 @@ class StationQuality:
                 **alarming,
             )
         else:
-            log.info("parts and pictures are as at calibration again", station=self._station)
+            log.info("no watch alarms any more; that does not prove that the cause is gone", station=self._station)
 
     def report(self) -> Quality:
         """How it stands now."""

@@ -30,8 +30,8 @@ Mask = NDArray[np.bool_]
 _WHITE = 128  # and above, of 255
 
 
-class MaskError(Exception):
-    """A mask file that cannot be used. The message says which, why and what to do."""
+class MaskError(ValueError):
+    """A mask that cannot be used, or not on this image. The message says which, why and what to do."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -263,7 +263,7 @@ def _meets(found: Mask, image_px: int, rule: Rule) -> bool:
 def _check_room(inside: Mask, image_px: int, rule: Rule) -> None:
     if not _meets(inside, image_px, rule):
         room = inside.mean() * image_px
-        raise ValueError(
+        raise MaskError(
             f"{rule.count} × {rule.smallest_area_px:g} px do not fit into the {room:.0f} px inspected,"
             " so that no part could be rejected: make smallest_area_px or count smaller"
         )
@@ -276,7 +276,7 @@ def _inside(rule: Rule, image_shape: tuple[int, int], map_shape: tuple[int, int]
     inside = np.ones(map_shape, bool)
     if rule.kept is not None:
         if rule.kept.shape != image_shape:
-            raise ValueError(
+            raise MaskError(
                 f"the mask is {_size(rule.kept.shape)} pixels, but the image {_size(image_shape)}: draw the mask anew"
                 " on an image of this size, or set the camera back"
             )
@@ -287,7 +287,7 @@ def _inside(rule: Rule, image_shape: tuple[int, int], map_shape: tuple[int, int]
         covered = np.diff(np.diff(_interpolate(rows.T, map_shape[1]).T, axis=0), axis=1)
         inside = 2 * covered > height * width
         if not inside.any():
-            raise ValueError(
+            raise MaskError(
                 "what the mask keeps is too thin for the map, whose pixels are"
                 f" {width / map_shape[1]:.1f}×{height / map_shape[0]:.1f} of the image's: keep more"
             )

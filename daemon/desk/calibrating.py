@@ -3,7 +3,7 @@
 import getpass
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,12 +59,12 @@ class _How:
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
-    """What was measured of good parts: in the order of the images, but for the digest."""
+    """What was measured of good parts, in the order of the images."""
 
     scores: Sequence[float]
     groups: Sequence[str]
+    images: Sequence[str]
     appearance: Appearance | None
-    data_sha256: str
 
 
 def calibrate(
@@ -106,23 +106,23 @@ def calibrate(
     present = target.in_force()
     if defects and not what_if:
         raise typer.BadParameter("--defects is for --what-if: bad parts never move a threshold")
-    if add and present is None:
+    if add and (present is None or not present.images):
         raise typer.BadParameter(f"--add keeps the scores of a calibration in force, and there is none: {target.path}")
+    how = _How(alpha, confidence, method, fail_alpha)
     detector = target.detector() if good or defects else None
     if good is not None and detector is not None:
         held = not_learned(target.model, dataset.good_images(good), good)
-        survey = _survey(detector, held, [] if group is None else _groups(held, group))
-        if add and present is not None:
-            survey = _joined(present, survey)
-        how = _How(alpha, confidence, method, fail_alpha)
+        digests = _each_once(held, present.images if add and present else ())
+        groups = [] if group is None else _groups(list(digests), group)
+        survey = _survey(detector, digests, groups, present if add else None)
         found = _fit(target, detector, survey, how, by)
     elif present is not None and what_if:
-        found = present
+        found = _again(present, how)
     else:
         raise typer.BadParameter("--good is missing: a folder of images of good parts")
     if what_if:
         bad = _scores(detector, dataset.good_images(defects)) if defects and detector else []
-        out.print(_what_if(found, alpha, bad))
+        out.print(_what_if(found, bad))
     elif present is None:
         _put_in_force(found, target)
     else:
@@ -133,7 +133,8 @@ def calibrate_new(model: Path, held: Sequence[Path], alpha: float, device: Devic
     """Calibrate a model that was just trained, and put that in force."""
     target = model_alone(model, device)
     detector = target.detector()
-    _put_in_force(_fit(target, detector, _survey(detector, held, []), _How(alpha), None), target)
+    survey = _survey(detector, _each_once(held, ()), [], None)
+    _put_in_force(_fit(target, detector, survey, _How(alpha), None), target)
 
 
 def not_learned(model: Path, pool: Sequence[Path], good: Path) -> list[Path]:
@@ -160,7 +161,8 @@ def show(model: ModelOption = None, config: ConfigOption = None, station: Statio
     table = _table("", "id", "made", "by", "parts", "α", "method", "threshold")
     known = [("in force", present)] if present else []
     known += [("proposed", store.read(proposed))] if proposed.exists() else []
-    for what, one in [*known, *(("earlier", one) for one in store.history(target.path))]:
+    before = [one for one in reversed(store.history(target.path)) if present is None or one.id != present.id]
+    for what, one in [*known, *(("earlier", one) for one in before)]:
         made = one.provenance
         table.add_row(
             what,
@@ -178,13 +180,18 @@ def show(model: ModelOption = None, config: ConfigOption = None, station: Statio
 
 
 @calibrations.command()
-def accept(model: ModelOption = None, config: ConfigOption = None, station: StationOption = None) -> None:
+def accept(
+    calibration_id: Annotated[str, typer.Argument(metavar="ID", help="Of the proposal, as on its card.")],
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    station: StationOption = None,
+) -> None:
     """Put the proposed calibration in force; the present one is kept."""
     target = find(model, config, station, Device.cpu)
     proposed = store.proposal(target.path)
     if proposed.exists():
-        store.load(proposed, target.fingerprint, target.rule.fingerprint)
-    _tell(store.accept(target.path), target)
+        _tell(store.load(proposed, target.fingerprint, target.rule.fingerprint), target)
+    store.accept(target.path, calibration_id)
     proposed.with_suffix(".html").unlink(missing_ok=True)
 
 
@@ -193,50 +200,82 @@ def roll_back(
     model: ModelOption = None,
     config: ConfigOption = None,
     station: StationOption = None,
-    calibration_id: Annotated[str | None, typer.Option("--id", help="Which; default: the one before.")] = None,
+    calibration_id: Annotated[
+        str | None, typer.Option("--id", help="Which; default: the one that first came into force before the present.")
+    ] = None,
 ) -> None:
     """Put an earlier calibration of the same model in force again; the present one is kept."""
     target = find(model, config, station, Device.cpu)
-    earlier = store.history(target.path)
-    chosen = next((one for one in earlier if calibration_id in {None, one.id}), None)
-    if chosen and (chosen.provenance.model, chosen.provenance.regions) != (target.fingerprint, target.rule.fingerprint):
+    chosen = store.earlier(target.path, calibration_id)
+    if (chosen.provenance.model, chosen.provenance.regions) != (target.fingerprint, target.rule.fingerprint):
         raise CalibrationError(f"{chosen.id} was made for another model or other region rules; calibrate again")
-    _tell(store.roll_back(target.path, calibration_id), target)
+    _tell(chosen, target)
+    store.install(chosen, target.path)
 
 
-def _survey(detector: Detector, held: Sequence[Path], groups: Sequence[str]) -> _Survey:
+def _each_once(paths: Sequence[Path], known: Sequence[str]) -> dict[Path, str]:
+    """Each image with its SHA-256, without copies of one another and of what is known; says how many are left out.
+
+    Raises:
+        DatasetError: nothing is left.
+    """
+    seen = set(known)
+    kept: dict[Path, str] = {}
+    for path in paths:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest not in seen:
+            seen.add(digest)
+            kept[path] = digest
+    if not kept:
+        raise DatasetError("every image is in the calibration in force already; give other good parts")
+    if copies := len(paths) - len(kept):
+        out.print(f"{copies} of {len(paths)} images are copies of others and are left out.", soft_wrap=True)
+    return kept
+
+
+def _survey(
+    detector: Detector, digests: Mapping[Path, str], groups: Sequence[str], present: Calibration | None
+) -> _Survey:
+    """Score images, and put them to those of a calibration if there is one."""
     scores, glances = [], []
-    for image in _read(held, "calibrating"):
+    for image in _read(list(digests), "calibrating"):
         scores.append(detector.predict([image])[0].anomaly_score)
         glances.append(canaries.glance(image))
-    return _Survey(scores, groups, canaries.appearance(glances), dataset.digest(held))
+    looks = canaries.appearance(glances, None if present is None else present.appearance)
+    survey = _Survey(scores, groups, list(digests.values()), looks)
+    return survey if present is None else _joined(present, detector, survey)
 
 
-def _joined(present: Calibration, survey: _Survey) -> _Survey:
-    """Put the scores in force before new ones. How images looked is told by the new ones alone."""
+def _joined(present: Calibration, detector: Detector, survey: _Survey) -> _Survey:
+    if present.provenance.engine != detector.engine:
+        raise CalibrationError(
+            f"{present.id} was made with {present.provenance.engine}, this is {detector.engine}: scores of two engines "
+            "cannot be added; calibrate without --add"
+        )
     groups: list[str] = []
     if present.groups or survey.groups:
         old = present.groups or range(present.good_parts)
         groups = [*(f"before {group}" for group in old), *(survey.groups or map(str, range(len(survey.scores))))]
-    both = hashlib.sha256((present.provenance.data_sha256 + survey.data_sha256).encode()).hexdigest()
-    return _Survey([*present.scores, *survey.scores], groups, survey.appearance, both)
+    scores, images = [*present.scores, *survey.scores], [*present.images, *survey.images]
+    return _Survey(scores, groups, images, survey.appearance)
 
 
-def _fit(
-    target: Target,
-    detector: Detector,
-    survey: _Survey,
-    how: _How,
-    by: str | None,
-) -> Calibration:
+def _again(present: Calibration, how: _How) -> Calibration:
+    """The scores in force, asked otherwise."""
+    groups = [f"{group:09}" for group in present.groups]
+    return fit(present.scores, **asdict(how), groups=groups, provenance=present.provenance)
+
+
+def _fit(target: Target, detector: Detector, survey: _Survey, how: _How, by: str | None) -> Calibration:
     return fit(
         survey.scores,
         **asdict(how),
         groups=survey.groups,
+        images=survey.images,
         appearance=survey.appearance,
         provenance=Provenance(
             model=detector.fingerprint,
-            data_sha256=survey.data_sha256,
+            data_sha256=dataset.digest_of(survey.images),
             made_at=datetime.now(UTC),
             engine=detector.engine,
             regions=target.rule.fingerprint,
@@ -246,12 +285,13 @@ def _fit(
 
 
 def _put_in_force(calibration: Calibration, target: Target) -> None:
-    store.install(calibration, target.path)
     out.print(describe(calibration), markup=False, soft_wrap=True)
     _tell(calibration, target)
+    store.install(calibration, target.path)
 
 
 def _tell(calibration: Calibration, target: Target) -> None:
+    """Write the card, before the calibration comes into force: one without its card shall not."""
     page = card.write(calibration, target.path.with_suffix(".html"), model_name=target.model.name)
     out.print(
         f"In force: {calibration.id}, from the next start of the daemon on. Card to sign: {page}",
@@ -261,12 +301,15 @@ def _tell(calibration: Calibration, target: Target) -> None:
 
 
 def _propose(calibration: Calibration, present: Calibration, target: Target) -> None:
+    if store.proposal(target.path).exists():
+        out.print("The proposal that was waiting is replaced.")
     proposal = store.propose(calibration, target.path)
     page = card.write(calibration, proposal.with_suffix(".html"), model_name=target.model.name)
     out.print(describe(calibration), markup=False, soft_wrap=True)
     out.print(_comparison(present, calibration))
     out.print(
-        f"This is a proposal, {page}; {present.id} stays in force until: inspectd calibrations accept {target.said}",
+        f"This is a proposal, {page}; {present.id} stays in force until: "
+        f"inspectd calibrations accept {calibration.id} {target.said}",
         markup=False,
         soft_wrap=True,
     )
@@ -282,11 +325,11 @@ def _comparison(present: Calibration, proposed: Calibration) -> Table:
     return table
 
 
-def _what_if(found: Calibration, alpha: float, bad: Sequence[float]) -> Table:
+def _what_if(found: Calibration, bad: Sequence[float]) -> Table:
     """Thresholds of several alphas, what each promises, and how many bad parts would escape."""
-    escapes = ("escapes", "95 % between") if bad else ()
-    table = _table("α", "threshold", "method", "false rejects", "90 % between", *escapes)
-    for asked in sorted({*card.ALPHAS, found.alpha, alpha}, reverse=True):
+    escapes = ("escapes", "95 %") if bad else ()
+    table = _table("α", "threshold", "method", "false rejects", "90 %", *escapes)
+    for asked in sorted({*card.ALPHAS, found.alpha}, reverse=True):
         one = with_alpha(found, asked)
         if one is None:
             table.add_row(stated(asked), "none", str(found.asked))

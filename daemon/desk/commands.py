@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from daemon import images, judgement
+from daemon import images, judgement, schemas
 from daemon.desk import dataset
 from daemon.desk.calibrating import AlphaOption, calibrate_new, not_learned
 from daemon.desk.dataset import DatasetError
@@ -381,6 +381,15 @@ def compare(
     out.print(f"pages: {index}", markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def schema(
+    name: Annotated[str | None, typer.Argument(help="Which one; default: list all.", show_default=False)] = None,
+) -> None:
+    """Print the JSON Schema of an MQTT payload."""
+    if name is not None and name not in schemas.names():
+        raise typer.BadParameter(f"there is no schema {name}; there are {', '.join(schemas.names())}")
+    typer.echo("\n".join(schemas.names()) if name is None else schemas.read(name).rstrip())
 
 
 def _refuse_misfits(detector: DetectorName, trained: bool, options: Mapping[str, object]) -> None:  # noqa: FBT001

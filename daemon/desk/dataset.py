@@ -20,6 +20,7 @@ __all__ = [
     "Labelled",
     "categories",
     "digest",
+    "digest_of",
     "good_images",
     "labelled_images",
     "pictures",
@@ -89,8 +90,12 @@ def split(paths: Sequence[Path], alpha: float, seed: int) -> tuple[list[Path], l
 
 def digest(paths: Sequence[Path]) -> str:
     """SHA-256 over the contents of files, whatever their names and order."""
-    each = sorted(hashlib.sha256(path.read_bytes()).digest() for path in paths)
-    return hashlib.sha256(b"".join(each)).hexdigest()
+    return digest_of([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
+
+
+def digest_of(digests: Sequence[str]) -> str:
+    """SHA-256 over the SHA-256 of files, in rising order."""
+    return hashlib.sha256(b"".join(sorted(map(bytes.fromhex, digests)))).hexdigest()
 
 
 def read_image(path: Path) -> Image:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from calibration import store
-from calibration.calibration import Calibration, CalibrationError
+from calibration.calibration import Calibration
 from config.load import load
 from daemon.regions import Rule
 from daemon.terminal import Device
@@ -37,11 +37,15 @@ class Target:
         return artifact.read_manifest(self.model).fingerprint
 
     def in_force(self) -> Calibration | None:
-        """The calibration that the daemon would load; None where it would load none."""
-        try:
-            return store.load(self.path, self.fingerprint, self.rule.fingerprint)
-        except CalibrationError:
+        """The calibration of this model, under whatever rule; None where there is none, or only another model's.
+
+        Raises:
+            CalibrationError: there is one that cannot be trusted.
+        """
+        if not self.path.exists():
             return None
+        present = store.read(self.path)
+        return present if present.provenance.model == self.fingerprint else None
 
     def detector(self) -> Detector:
         """The model as it inspects."""

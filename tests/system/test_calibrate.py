@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import typer
 from typer.main import get_command
@@ -65,19 +64,19 @@ def test_another_calibration_waits_until_it_is_accepted_and_can_be_taken_back(mi
     said = say("calibrate", "--model", mine, "--good", data / "test/good", "--alpha", "0.2")
     proposed = store.read(store.proposal(path))
     assert store.read(path) == first
-    assert f"{first.id} stays in force until: inspectd calibrations accept --model {mine}" in said
+    assert f"{first.id} stays in force until: inspectd calibrations accept {proposed.id} --model {mine}" in said
     assert f"in force {first.id} {first.threshold:.5g} 0 of 8 = 0.0%" in said
     assert f"proposed {proposed.id} {proposed.threshold:.5g}" in said
     listed = say("calibrations", "list", "--model", mine)
     assert f"in force {first.id}" in listed
     assert f"proposed {proposed.id}" in listed
 
-    assert f"In force: {proposed.id}" in say("calibrations", "accept", "--model", mine)
+    assert f"In force: {proposed.id}" in say("calibrations", "accept", proposed.id, "--model", mine)
     assert store.read(path) == proposed
     assert proposed.id in (mine / "calibration.html").read_text()
     assert not list(mine.glob("*proposed*"))
     with pytest.raises(CalibrationError, match="there is no proposal"):
-        say("calibrations", "accept", "--model", mine)
+        say("calibrations", "accept", proposed.id, "--model", mine)
 
     assert f"In force: {first.id}" in say("calibrations", "roll-back", "--model", mine)
     assert store.read(path) == first
@@ -93,8 +92,9 @@ def test_a_proposal_for_another_model_is_not_accepted(mine: Path, data: Path, sa
     say("train", "--detector", "patchcore", "--good", data / "train/good", "--out", mine, "--size", "64", "--overwrite")
     assert json.loads((mine / "manifest.json").read_text()) != manifest
     in_force = store.read(mine / "calibration.json")
+    proposed = store.read(store.proposal(mine / "calibration.json"))
     with pytest.raises(CalibrationError, match="made for another model"):
-        say("calibrations", "accept", "--model", mine)
+        say("calibrations", "accept", proposed.id, "--model", mine)
     with pytest.raises(CalibrationError, match="made for another model"):
         say("calibrations", "roll-back", "--model", mine)
     assert store.read(mine / "calibration.json") == in_force
@@ -108,19 +108,44 @@ def test_added_parts_join_those_in_force(mine: Path, data: Path, say: Say) -> No
     assert set(before.scores) < set(both.scores)
     assert both.method is Method.conformal
     assert both.provenance.data_sha256 != before.provenance.data_sha256
+    assert both.appearance is not None
+    assert {len(values) for values in both.appearance.canaries.values()} == {14}
+    say("calibrations", "accept", both.id, "--model", mine)
+    with pytest.raises(DatasetError, match="every image is in the calibration in force already"):
+        say("calibrate", "--model", mine, "--good", data / "test/good", "--add")
+
+
+def test_copies_of_an_image_are_no_further_parts(mine: Path, data: Path, tmp_path: Path, say: Say) -> None:
+    twice = tmp_path / "twice"
+    shutil.copytree(data / "test/good", twice)
+    for path in sorted(twice.iterdir()):
+        shutil.copy(path, path.with_stem(f"{path.stem}-copy"))
+    said = say("calibrate", "--model", mine, "--good", twice)
+    assert "6 of 12 images are copies of others and are left out" in said
+    assert store.read(store.proposal(mine / "calibration.json")).good_parts == 6
+
+
+def test_a_calibration_that_was_edited_is_not_replaced_in_silence(mine: Path, data: Path, say: Say) -> None:
+    path = mine / "calibration.json"
+    path.write_text(path.read_text().replace('"alpha": 0.01', '"alpha": 0.05'))
+    with pytest.raises(CalibrationError, match="edited"):
+        say("calibrate", "--model", mine, "--good", data / "test/good")
+    with pytest.raises(CalibrationError, match="edited"):
+        say("calibrations", "list", "--model", mine)
 
 
 def test_parts_of_one_lot_count_as_fewer(mine: Path, tmp_path: Path, data: Path, say: Say) -> None:
     lots = tmp_path / "lots"
     lots.mkdir()
     for number in range(6):
-        image = images.read(data / f"test/good/{number:03}.png")
-        for copy in range(3):  # the same part under hardly another light
-            cv2.imwrite(str(lots / f"lot{number}_{copy}.png"), np.minimum(image, 255 - copy))
+        image = images.read(data / f"test/good/{number:03}.png").copy()
+        for copy in range(3):  # the same part again, but for a pixel
+            image[0, 0] = copy
+            cv2.imwrite(str(lots / f"lot{number}_{copy}.png"), image)
     say("calibrate", "--model", mine, "--good", lots, "--group", r"^(lot\d+)_", "--alpha", "0.2")
     grouped = store.read(store.proposal(mine / "calibration.json"))
     assert grouped.good_parts == 18
-    assert 6 <= grouped.n_effective < 12
+    assert grouped.n_effective == 6
     with pytest.raises(DatasetError, match="has no group"):
         say("calibrate", "--model", mine, "--good", lots, "--group", "batch")
     with pytest.raises(typer.BadParameter, match="no regular expression"):
@@ -128,12 +153,15 @@ def test_parts_of_one_lot_count_as_fewer(mine: Path, tmp_path: Path, data: Path,
 
 
 def test_what_if_shows_thresholds_and_escapes_and_writes_nothing(mine: Path, data: Path, say: Say) -> None:
-    before = {path: path.read_bytes() for path in mine.iterdir()}
+    before = {path: path.read_bytes() for path in mine.iterdir() if path.is_file()}
     said = say("calibrate", "--model", mine, "--what-if", "--defects", data / "test/missing_hole")
     assert "10 %" in said
     assert "0.1 %" in said
     assert "of 1 " in said
-    assert {path: path.read_bytes() for path in mine.iterdir()} == before
+    assert {path: path.read_bytes() for path in mine.iterdir() if path.is_file()} == before
+    said = say("calibrate", "--model", mine, "--what-if", "--alpha", "0.3", "--method", "conformal")
+    assert "30 %" in said
+    assert "none conformal" in said
     with pytest.raises(typer.BadParameter, match="bad parts never move a threshold"):
         say("calibrate", "--model", mine, "--good", data / "test/good", "--defects", data / "test/missing_hole")
 
@@ -141,7 +169,7 @@ def test_what_if_shows_thresholds_and_escapes_and_writes_nothing(mine: Path, dat
 def test_an_uncertain_band_splits_the_rejects(mine: Path, data: Path, say: Say) -> None:
     options = ["--good", data / "train/good", "--alpha", "0.3", "--fail-alpha", "0.15"]
     say("calibrate", "--model", mine, *options)
-    say("calibrations", "accept", "--model", mine)
+    say("calibrations", "accept", store.read(store.proposal(mine / "calibration.json")).id, "--model", mine)
     made = store.read(mine / "calibration.json")
     assert made.threshold < made.fail_threshold == made.scores[-1]
     said = say("predict", "--model", mine, *(data / "train/good").glob("*.png"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from calibration.calibration import Appearance, Calibration, CalibrationError, Provenance, fit, named
-from calibration.store import accept, history, load, proposal, propose, read, roll_back, save, write_whole
+from calibration.store import accept, earlier, history, install, load, proposal, propose, read, save, write_whole
 from calibration.threshold import Method
 
 NOON = datetime(2026, 3, 4, 12, 0, 0, 123456, tzinfo=UTC)
@@ -299,28 +299,37 @@ def test_a_proposal_changes_nothing_until_it_is_accepted(path: Path) -> None:
     assert propose(made(200), path) == proposal(path) == path.parent / "calibration.proposed.json"
     assert (load(path, "model-a"), read(proposal(path))) == (made(), made(200))
     assert history(path) == []
-    assert accept(path) == load(path, "model-a") == made(200)
+    assert accept(path, made(200).id) == load(path, "model-a") == made(200)
     assert not proposal(path).exists()
-    assert history(path) == [made()]
+    assert history(path) == [made(), made(200)]
 
 
 def test_the_first_calibration_can_be_a_proposal(path: Path) -> None:
     propose(made(), path)
-    assert accept(path) == load(path, "model-a") == made()
-    assert history(path) == []
+    assert accept(path, made().id) == load(path, "model-a") == made()
+    assert history(path) == [made()]
 
 
-def test_the_history_begins_with_the_one_that_was_replaced_last(path: Path) -> None:
+def test_the_history_has_each_calibration_once_in_the_order_in_which_they_came_into_force(path: Path) -> None:
     for n in range(100, 112):
-        propose(made(n), path)
-        accept(path)
-    assert [one.good_parts for one in history(path)] == list(range(110, 99, -1))
+        install(made(n), path)
+    install(made(105), path)
+    assert [one.good_parts for one in history(path)] == list(range(100, 112))
+    assert load(path, "model-a") == made(105)
 
 
 def test_without_a_proposal_there_is_nothing_to_accept(path: Path) -> None:
     save(made(), path)
     with pytest.raises(CalibrationError, match=r"calibration\.proposed\.json: there is no proposal; run"):
-        accept(path)
+        accept(path, made().id)
+    assert load(path, "model-a") == made()
+
+
+def test_only_the_proposal_that_was_read_is_accepted(path: Path) -> None:
+    save(made(), path)
+    propose(made(200), path)
+    with pytest.raises(CalibrationError, match=f"the proposal is {made(200).id}, not {made(150).id}; read its card"):
+        accept(path, made(150).id)
     assert load(path, "model-a") == made()
 
 
@@ -328,7 +337,7 @@ def test_a_proposal_that_was_edited_is_not_accepted(path: Path) -> None:
     save(made(), path)
     edit(propose(made(200), path), threshold=1000.0)
     with pytest.raises(CalibrationError, match="edited"):
-        accept(path)
+        accept(path, made(200).id)
     assert load(path, "model-a") == made()
     assert history(path) == []
     assert proposal(path).exists()
@@ -338,8 +347,8 @@ def test_a_proposal_that_was_edited_is_not_accepted(path: Path) -> None:
 def test_a_calibration_that_cannot_be_trusted_does_not_keep_another_from_its_place(path: Path, present: str) -> None:
     path.write_text(present)
     propose(made(), path)
-    assert accept(path) == load(path, "model-a") == made()
-    assert history(path) == []
+    assert accept(path, made().id) == load(path, "model-a") == made()
+    assert history(path) == [made()]
 
 
 def test_where_the_history_cannot_be_kept_the_present_one_stays_in_force(path: Path) -> None:
@@ -347,7 +356,7 @@ def test_where_the_history_cannot_be_kept_the_present_one_stays_in_force(path: P
     path.with_suffix(".history").write_text("in the way")
     propose(made(200), path)
     with pytest.raises(OSError, match="history"):
-        accept(path)
+        accept(path, made(200).id)
     assert load(path, "model-a") == made()
     assert read(proposal(path)) == made(200)
 
@@ -356,24 +365,32 @@ def test_a_kill_before_the_proposal_is_gone_does_no_harm(path: Path) -> None:
     save(made(), path)
     propose(made(200), path)
     whole = proposal(path).read_bytes()
-    accept(path)
+    accept(path, made(200).id)
     proposal(path).write_bytes(whole)  # as if killed between the last two steps
-    assert accept(path) == load(path, "model-a") == made(200)
-    assert history(path) == [made(200), made()]
+    assert accept(path, made(200).id) == load(path, "model-a") == made(200)
+    assert history(path) == [made(), made(200)]
 
 
-def test_a_reader_always_meets_a_calibration_in_force_while_another_is_accepted(path: Path) -> None:
+def test_a_kill_before_the_present_one_is_replaced_does_not_change_what_is_earlier(path: Path) -> None:
+    install(made(100), path)
+    install(made(110), path)
+    whole = path.read_bytes()
+    install(made(120), path)
+    path.write_bytes(whole)  # as if killed between the last two steps
+    assert earlier(path) == made(100)
+
+
+def test_a_reader_always_meets_a_calibration_in_force_while_another_is_installed(path: Path) -> None:
     one, other = made(99), made(200)
     save(one, path)
     stop = threading.Event()
 
-    def keep_accepting() -> None:
+    def keep_installing() -> None:
         while not stop.is_set():
-            propose(other, path)
-            accept(path)
-            roll_back(path, one.id)
+            install(other, path)
+            install(one, path)
 
-    writer = threading.Thread(target=keep_accepting)
+    writer = threading.Thread(target=keep_installing)
     writer.start()
     try:
         met = {load(path, "model-a").id for _ in range(20)}
@@ -383,38 +400,40 @@ def test_a_reader_always_meets_a_calibration_in_force_while_another_is_accepted(
     assert met <= {one.id, other.id}
 
 
-def test_rolling_back_puts_the_last_one_or_a_named_one_in_force(path: Path) -> None:
+def test_going_back_twice_goes_back_twice(path: Path) -> None:
     first, second, third = (made(n) for n in (100, 110, 120))
     for one in (first, second, third):
-        propose(one, path)
-        accept(path)
-    assert roll_back(path) == load(path, "model-a") == second
-    assert history(path) == [third, second, first]
-    assert roll_back(path, first.id) == load(path, "model-a") == first
-    assert history(path)[0] == second
+        install(one, path)
+    install(earlier(path), path)
+    assert load(path, "model-a") == second
+    install(earlier(path), path)
+    assert load(path, "model-a") == first
+    assert earlier(path, third.id) == third
+    with pytest.raises(CalibrationError, match="no earlier calibration; known: "):
+        earlier(path)
 
 
-def test_rolling_back_to_an_unknown_one_lists_those_that_are_known(path: Path) -> None:
+def test_an_unknown_one_lists_those_that_are_known(path: Path) -> None:
     with pytest.raises(CalibrationError, match="no earlier calibration; known: none"):
-        roll_back(path)
+        earlier(path)
     first, second = made(100), made(110)
-    for one in (first, second, made()):
-        propose(one, path)
-        accept(path)
-    with pytest.raises(CalibrationError, match=f"no earlier calibration 123456789abc; known: {second.id}, {first.id}"):
-        roll_back(path, "123456789abc")
-    assert load(path, "model-a") == made()
+    for one in (first, second):
+        install(one, path)
+    with pytest.raises(CalibrationError, match=f"no earlier calibration 123456789abc; known: {first.id}, {second.id}"):
+        earlier(path, "123456789abc")
 
 
-def test_a_history_that_was_edited_is_not_put_in_force(path: Path) -> None:
-    for n in (100, 110):
-        propose(made(n), path)
-        accept(path)
-    (kept,) = path.with_suffix(".history").iterdir()
-    edit(kept, threshold=1000.0)
-    with pytest.raises(CalibrationError, match=f"{kept.name}: edited"):
-        roll_back(path)
-    assert load(path, "model-a") == made(110)
+def test_one_bad_file_in_the_history_does_not_spoil_the_others(path: Path) -> None:
+    for n in (100, 110, 120):
+        install(made(n), path)
+    archive = path.with_suffix(".history")
+    edit(next(archive.glob("000002-*")), threshold=1000.0)
+    (archive / "000007-0123456789ab.json").write_text("torn")
+    (archive / "copy-of-old.json").write_text("{}")
+    assert history(path) == [made(100), made(120)]
+    assert earlier(path) == made(100)
+    install(made(130), path)
+    assert earlier(path) == made(120)
 
 
 def test_a_file_is_written_whole_in_any_script(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def test_a_failing_challenge_part_keeps_its_decision_and_holds_all_others_until_
     quality = challenged(tmp_path, holds_station=True)
     assert quality.confirm("part", decide(10.0)) == decide(10.0)
     assert quality.confirm("bad", decide(10.0)) == decide(10.0)
+    quality.conclude("bad", decide(10.0))
     assert quality.holds
     held = quality.confirm("part", decide(10.0))
     assert (held.outcome, held.reason) == (Outcome.ERROR, Reason.CHALLENGE_FAILED)
@@ -152,15 +153,17 @@ def test_a_failing_challenge_part_keeps_its_decision_and_holds_all_others_until_
     assert "bad (bad) passed" in held.detail
     assert 'send all 2 parts of "box 3"' in held.detail
     assert quality.confirm("good", decide(10.0)) == decide(10.0)
+    quality.conclude("good", decide(10.0))
     assert quality.holds
     assert quality.confirm("bad", decide(99.0)) == decide(99.0)
+    quality.conclude("bad", decide(99.0))
     assert not quality.holds
     assert quality.confirm("part", decide(10.0)) == decide(10.0)
 
 
 def test_what_could_not_be_judged_keeps_its_reason_while_the_station_is_held(tmp_path: Path) -> None:
     quality = challenged(tmp_path, holds_station=True)
-    quality.confirm("bad", decide(10.0))
+    quality.conclude("bad", decide(10.0))
     assert quality.holds
     damaged = refuse(Reason.DECODE_FAILED, "cut off", SEEN)
     assert quality.confirm("part", damaged) == damaged
@@ -168,7 +171,7 @@ def test_what_could_not_be_judged_keeps_its_reason_while_the_station_is_held(tmp
 
 def test_a_failed_challenge_test_that_does_not_hold_only_tells(tmp_path: Path) -> None:
     quality = challenged(tmp_path, holds_station=False)
-    quality.confirm("bad", decide(10.0))
+    quality.conclude("bad", decide(10.0))
     assert not quality.holds
     assert quality.confirm("part", decide(10.0)) == decide(10.0)
     test = quality.report().challenge
