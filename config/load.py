@@ -30,6 +30,10 @@ _NO_SECTION = "is not written as a section. Start it with the line {heading}, br
 _WORDS = {
     "missing": 'is missing. Add a line "{name} = …" {place}.',
     "missing section": "is missing. Add a section {heading}.",
+    "plain": (
+        "is missing, and all that is sent to {host}, a password too, could be read on the way. "
+        "Add a section {heading}, or allow_plain = true {place}."
+    ),
     "value_error": "{value} {error}",
     "int_type": _NO_WHOLE_NUMBER,
     "int_from_float": _NO_WHOLE_NUMBER,
@@ -60,7 +64,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the configuration, with relative paths made to start at its folder.
 
     Whether the folders it names exist is not looked at. Where the file is silent, `environ` gives systemd's
-    `STATE_DIRECTORY` and the credential `mqtt_password` in `CREDENTIALS_DIRECTORY`.
+    `STATE_DIRECTORY` and the credentials `mqtt_password` and `mqtt_key` in `CREDENTIALS_DIRECTORY`.
 
     Raises:
         ConfigError: with all faults at once.
@@ -139,9 +143,12 @@ def _fill_in(tables: dict[str, Any], environ: Mapping[str, str]) -> None:
         # systemd names several, joined by colons, where a unit asks for several.
         tables.setdefault("state_dir", state.partition(":")[0])
     if credentials := environ.get("CREDENTIALS_DIRECTORY"):
-        credential = Path(credentials, "mqtt_password")
-        if isinstance(mqtt := tables.get("mqtt"), dict) and os.access(credential, os.F_OK):
-            mqtt.setdefault("password_file", str(credential))
+        mqtt = tables.get("mqtt")
+        tls = mqtt.get("tls") if isinstance(mqtt, dict) else None
+        for section, option, name in ((mqtt, "password_file", "mqtt_password"), (tls, "key_file", "mqtt_key")):
+            credential = Path(credentials, name)
+            if isinstance(section, dict) and os.access(credential, os.F_OK):
+                section.setdefault(option, str(credential))
 
 
 def _clashes(stations: Mapping[int, Station]) -> Iterator[str]:
@@ -152,6 +159,7 @@ def _clashes(stations: Mapping[int, Station]) -> Iterator[str]:
                 f'station[{index}].name: "{station.name}" is the name of station[{first}] already. '
                 "Give each station a name of its own."
             )
+    yield from _shared_calibrations(stations)
     # Links are followed: two names of one folder are one folder.
     watched = {
         i: Path(os.path.realpath(s.source.path)) for i, s in stations.items() if isinstance(s.source, FolderSource)
@@ -170,6 +178,22 @@ def _clashes(stations: Mapping[int, Station]) -> Iterator[str]:
                         f'{key}: {folder} is where station[{other}] ("{stations[other].name}") keeps its parts in '
                         f"{subfolder}/. Choose a folder outside {others_folder / subfolder}."
                     )
+
+
+def _shared_calibrations(stations: Mapping[int, Station]) -> Iterator[str]:
+    """A calibration holds for one set of masks and region rules."""
+    for index, station in stations.items():
+        for other, others in stations.items():
+            if other < index and _calibrated(station) == _calibrated(others) and station.regions != others.regions:
+                yield (
+                    f'station[{index}].calibration ("{station.name}"): {_calibrated(station)} is the calibration of '
+                    f'station[{other}] ("{others.name}") too, whose [station.regions] are others. Give one of them a '
+                    "calibration file of its own."
+                )
+
+
+def _calibrated(station: Station) -> Path:
+    return station.calibration or station.model / "calibration.json"
 
 
 def _fault(error: ErrorDetails, tables: dict[str, Any]) -> str:

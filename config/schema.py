@@ -3,14 +3,36 @@
 The descriptions are the documentation: the sample file repeats them word for word.
 """
 
+import ipaddress
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+TLS_PORT = 8883
+"""Where brokers listen for TLS, as registered for MQTT."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to this host never leaves the machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def clean_name(text: str) -> str:
@@ -94,11 +116,59 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
+class Tls(Section):
+    """How the broker and the daemon prove who they are. The files are read with `credentials.read_tls`."""
+
+    ca_file: ConfiguredPath | None = Field(
+        default=None,
+        description="Certificates (PEM) of the authorities that may vouch for the broker; default: the system's.",
+    )
+    certificate_file: ConfiguredPath | None = Field(
+        default=None,
+        description="Certificate (PEM) of the daemon, with those between it and the authority; default: none.",
+    )
+    key_file: ConfiguredPath | None = Field(
+        default=None,
+        description="Its private key (PEM, without a password); default: the systemd credential mqtt_key, if there.",
+    )
+    verify_host_name: bool = Field(
+        default=True,
+        description="Whether the broker's certificate must name the host; false is taken only beside ca_file.",
+    )
+
+    @field_validator("key_file")
+    @classmethod
+    def _belongs_to_a_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        # A file that is itself at fault is absent from the data; one fault is enough then. So below.
+        if "certificate_file" in info.data:
+            certificate = info.data["certificate_file"]
+            if key is None and certificate is not None:
+                raise PydanticCustomError("missing", "a certificate without its key")
+            if key is not None and certificate is None:
+                raise ValueError(
+                    f"names {key}, but there is no certificate. "
+                    'Add certificate_file = "…" to [mqtt.tls] or take the key away.',
+                )
+        return key
+
+    @field_validator("verify_host_name")
+    @classmethod
+    def _trusts_few_at_least(cls, verify: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 -- pydantic's call
+        if not verify and info.data.get("ca_file", "") is None:
+            raise ValueError(
+                "would trust every certificate that any of the system's authorities has signed. "
+                'Add ca_file = "…" to [mqtt.tls], or take verify_host_name away.',
+            )
+        return verify
+
+
 class Mqtt(Section):
-    """The broker and what is sent to it. The password is read with `load.read_password`, and never kept here."""
+    """The broker and what is sent to it. What is secret is read with `credentials`, and never kept here."""
 
     host: Annotated[str, AfterValidator(_host)] = Field(description="Name or address of the MQTT broker.")
-    port: int = Field(default=1883, ge=1, le=65535, description="TCP port of the broker.")
+    port: int = Field(
+        default=1883, ge=1, le=65535, description="TCP port of the broker; default with [mqtt.tls]: 8883."
+    )
     topic_prefix: Annotated[str, AfterValidator(_topic_prefix)] = Field(
         default="inspectd",
         description="First levels of every topic, 1 to 6 joined by slashes; the name of the station follows them.",
@@ -117,6 +187,10 @@ class Mqtt(Section):
         default=None,
         description="File with the password of that account; default: the systemd credential mqtt_password, if there.",
     )
+    allow_plain: bool = Field(
+        default=False,
+        description="Whether a broker on another machine may be spoken to without [mqtt.tls], readable on the way.",
+    )
     keepalive_s: int = Field(
         default=10,
         ge=5,
@@ -133,6 +207,18 @@ class Mqtt(Section):
         le=2048,
         description="Length of the longer side of overlay pictures, in pixels.",
     )
+    maps: bool = Field(
+        default=False,
+        description="Whether the anomaly map is sent beside each overlay, as a PNG to compute with.",
+    )
+    sources: bool = Field(
+        default=False,
+        description="Whether the image itself is sent beside each overlay.",
+    )
+    tags: bool = Field(
+        default=False,
+        description="Whether the newest verdict is sent as plain values too, for those who read no JSON.",
+    )
     actuation_ttl_s: float = Field(
         default=2.0,
         gt=0,
@@ -145,6 +231,29 @@ class Mqtt(Section):
         le=268_435_455,
         description="Largest MQTT packet that is sent, in bytes; pictures are shrunk to fit.",
     )
+    outbox_max_rows: int = Field(
+        default=1_000_000,
+        ge=1000,
+        le=100_000_000,
+        description="Verdicts kept for a broker that is away; beyond, the oldest that passed are dropped, then others.",
+    )
+    replay_rate: int = Field(
+        default=200,
+        ge=1,
+        le=100_000,
+        description="Verdicts a second that are sent late after a break, beside the new ones.",
+    )
+    tls: Tls | None = Field(
+        default=None,
+        description="TLS, 1.2 or later; without this section nothing is encrypted and nobody proves who he is.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _port_of_tls(cls, options: object) -> object:
+        if isinstance(options, dict) and options.get("tls") is not None:
+            return {"port": TLS_PORT, **options}
+        return options
 
     @field_validator("password_file")
     @classmethod
@@ -153,6 +262,15 @@ class Mqtt(Section):
         if file is not None and info.data.get("username", "") is None:
             raise ValueError(f'names {file}, but there is no user. Add username = "…" to [mqtt] or take the file away.')
         return file
+
+    @field_validator("tls")
+    @classmethod
+    def _plain_stays_here(cls, tls: Tls | None, info: ValidationInfo) -> Tls | None:
+        # A host or permission that is itself at fault is absent from the data; one fault is enough then.
+        host, allowed = info.data.get("host"), info.data.get("allow_plain", True)
+        if tls is None and host is not None and not allowed and not is_loopback(host):
+            raise PydanticCustomError("plain", "a broker elsewhere without TLS", {"host": host})
+        return tls
 
 
 class FolderSource(Section):

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import assert_never
 
 import numpy as np
+import structlog
 
 from calibration import store
 from calibration.calibration import Calibration
 from config import schema
-from config.load import ConfigError, read_password
+from config.credentials import read_credentials
+from config.load import ConfigError
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.outbox import Outbox
 from daemon.regions import PLAIN, MaskError, RegionDetector, Rule, load_mask
@@ -22,6 +24,8 @@ from detectors.base import ArtifactError, Detector, DetectorName
 from detectors.devices import choose
 
 CALIBRATION = "calibration.json"
+
+log = structlog.get_logger()
 
 
 def build_source(station: schema.Station, outbox: Outbox) -> Source:
@@ -109,12 +113,24 @@ def build_challenge(challenge: schema.Challenge, station: str, state_dir: Path) 
 
 
 def build_broker(mqtt: schema.Mqtt) -> Broker:
-    """Where to publish, with the password read from its file."""
+    """Where to publish, with the password and the certificates read from their files.
+
+    Raises:
+        ConfigError: with the faults of all these files.
+    """
+    credentials = read_credentials(mqtt)
+    if mqtt.tls is not None and not mqtt.tls.verify_host_name:
+        log.warning(
+            "the broker's certificate need not name its host: whoever has any certificate from ca_file can pose as the "
+            "broker; have one made for the host and take verify_host_name away",
+            broker=mqtt.host,
+        )
     return Broker(
         host=mqtt.host,
         port=mqtt.port,
         protocol=mqtt.protocol,
         username=mqtt.username,
-        password=read_password(mqtt),
+        password=credentials.password,
         keepalive_s=mqtt.keepalive_s,
+        tls=credentials.tls,
     )

@@ -15,13 +15,15 @@ from rich.markup import escape
 
 from calibration import store
 from calibration.calibration import CalibrationError, promise, shortage
-from config.load import ConfigError, load, read_password
-from config.schema import Settings, Station
+from config.credentials import read_credentials
+from config.load import ConfigError, load
+from config.schema import Mqtt, Settings, Station, is_loopback
 from daemon import logs
 from daemon.desk import calibrating, commands
 from daemon.desk.dataset import DatasetError
 from daemon.images import UndecodableError
 from daemon.outbox import OutboxError
+from daemon.regions import MaskError
 from daemon.terminal import EXIT_CONFIG, EXIT_FAILED, err, out
 from detectors.base import ArtifactError
 
@@ -39,6 +41,7 @@ for command in (
     commands.evaluate,
     commands.predict,
     commands.compare,
+    commands.schema,
 ):
     app.command()(command)
 app.add_typer(calibrating.calibrations, name="calibrations")
@@ -55,7 +58,7 @@ def main() -> NoReturn:
         _leave("interrupted", 130)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
-    except (ConfigError, ArtifactError, CalibrationError) as error:
+    except (ConfigError, ArtifactError, CalibrationError, MaskError) as error:
         _leave(str(error), EXIT_CONFIG)
     except (DatasetError, UndecodableError, OutboxError, OSError) as error:
         _leave(str(error), EXIT_FAILED)
@@ -86,14 +89,16 @@ def check(config: ConfigOption) -> None:
 
     settings = load(config)
     faults: list[str] = []
+    _tell("[green]ok[/]  ", f"{config}: {len(settings.stations)} station(s)")
     try:
-        read_password(settings.mqtt)
+        read_credentials(settings.mqtt)
     except ConfigError as error:
-        faults.append(str(error))
+        faults += str(error).splitlines()
+    else:
+        _tell_broker(settings.mqtt)
     state = next(p for p in (settings.state_dir, *settings.state_dir.parents) if p.exists())
     if not state.is_dir() or not os.access(state, os.W_OK | os.X_OK):
         faults.append(f"state_dir: {settings.state_dir} cannot be written by this user; give it to the daemon's")
-    _tell("[green]ok[/]  ", f"{config}: {len(settings.stations)} station(s), broker {settings.mqtt.host}")
     for station in settings.stations:
         try:
             _check_judgement(station, settings)
@@ -107,6 +112,20 @@ def check(config: ConfigOption) -> None:
             _tell("[green]ok[/]  ", f"station {station.name}: folder {station.source.path}")
     if faults:
         raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
+
+
+def _tell_broker(mqtt: Mqtt) -> None:
+    """Say where verdicts would go, how safely, and as whom; nothing that is secret."""
+    user = "without a user name" if mqtt.username is None else f"as user {mqtt.username}"
+    if mqtt.tls is None:
+        safe, how = is_loopback(mqtt.host), "without TLS"
+    else:
+        safe, how = mqtt.tls.verify_host_name, "by TLS"
+        if mqtt.tls.certificate_file is not None:
+            user += f", with the certificate {mqtt.tls.certificate_file}"
+        if not safe:
+            how += " without verifying its host name"
+    _tell("[green]ok[/]  " if safe else "[yellow]weak[/]", f"broker {mqtt.host}:{mqtt.port} {how}, {user}")
 
 
 def _check_judgement(station: Station, settings: Settings) -> None:

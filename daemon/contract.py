@@ -1,15 +1,18 @@
 """What subscribers may rely on: topics, payloads and their versions. Pure: values in, messages out.
 
+Here stands what is said of each part and of the station's condition; who the station is and what it counts, alarms and
+events are in `announcements`.
+
 Floats always print with a decimal point, integers never, and no value is null: where nothing was measured
 a score is -1.0. Every JSON payload has a fixed set of keys per schema version, and texts from outside are cut, so
 that it keeps its size whatever a file is called.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from calibration.calibration import Calibration
@@ -17,8 +20,8 @@ from calibration.drift import Reading
 from daemon.challenge import ChallengeStatus
 from daemon.messages import Outcome, Verdict
 from daemon.regions import Region
+from daemon.wire import NOT_MEASURED, encode, epoch_ms, iso, number, text
 
-NOT_MEASURED = -1.0
 ACTUATION_LIMIT = 256
 """Bytes; the smallest PLC clients have fixed buffers."""
 VERDICT_LIMIT = 2048
@@ -27,13 +30,12 @@ VERDICT_LIMIT = 2048
 WATCHES = ("score", "brightness", "contrast", "sharpness", "shift")
 """What can drift: the scores of parts that pass, and the looks of all."""
 
+_LEAST_P = 1e-4
+"""Below it numbers need an exponent; the logarithm goes on."""
 _REGIONS = 8
 """The most that a verdict names; it counts them all."""
 _PART_ID_IN_PLC, _PART_ID, _MODEL, _DETAIL, _SOURCE = 32, 128, 64, 384, 384
 """The most bytes that a text takes as it stands in the JSON."""
-_LARGEST = 9e15
-"""Floats are held below it: from 1e16 on, their shortest form has an exponent."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RESULT_STATE = {Outcome.PASS: 1, Outcome.FAIL: 1, Outcome.UNCERTAIN: 1, Outcome.ERROR: 4}  # OPC 40100-1
 
 
@@ -62,9 +64,50 @@ class Identity:
     calibration: str
     fpr_target: float
 
+    @property
+    def base(self) -> str:
+        """What stands before the leaf in all of the station's topics."""
+        return f"{self.prefix}/{self.station}"
+
     def topic(self, leaf: str) -> str:
         """The full topic of one of the station's leaves."""
-        return f"{self.prefix}/{self.station}/{leaf}"
+        return f"{self.base}/{leaf}"
+
+
+class Picture(StrEnum):
+    """What an image message shows; the value is its leaf under `image/`, and the `kind` in its comment."""
+
+    OVERLAY = "overlay"
+    MAP = "map"
+    SOURCE = "source"
+
+
+SCALES = {Picture.OVERLAY: (0.5, 2.0), Picture.MAP: (0.0, 255 / 64), Picture.SOURCE: (0.0, 0.0)}
+"""From and to which multiple of the threshold a picture's colours or values reach; a source image has no such scale."""
+
+TOPICS: Mapping[str, str] = {
+    "status": "inspectd.status/1",
+    "birth": "inspectd.birth/1",
+    "state": "inspectd.state/1",
+    "quality": "inspectd.quality/1",
+    "stats": "inspectd.stats/1",
+    "plc": "inspectd.plc/1",
+    "verdict": "inspectd.verdict/1",
+    "last": "inspectd.verdict/1",
+    "alarm/event": "inspectd.alarm/1",
+    "alarm/active": "inspectd.alarms/1",
+    "event": "inspectd.event/1",
+    "tag/verdict_code": "text/plain",
+    "tag/reject": "text/plain",
+    "tag/seq": "text/plain",
+    "tag/score": "text/plain",
+    "tag/part_id": "text/plain",
+    "tag/ready": "text/plain",
+    "image/overlay": "image/jpeg",
+    "image/map": "image/png",
+    "image/source": "image/jpeg",
+}
+"""Every leaf that a station may publish, with the schema of its JSON or else its content type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +162,10 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
         "boot_id": identity.boot_id,
         "node": identity.node,
         "station": identity.station,
-        "ts": _iso(verdict.decided_at),
-        "ts_ms": _epoch_ms(verdict.decided_at),
-        "capture_ts": _iso(capture.captured_at),
-        "capture_ts_ms": _epoch_ms(capture.captured_at),
+        "ts": iso(verdict.decided_at),
+        "ts_ms": epoch_ms(verdict.decided_at),
+        "capture_ts": iso(capture.captured_at),
+        "capture_ts_ms": epoch_ms(capture.captured_at),
         "ts_source": "file_mtime",
         "verdict": decision.outcome.name,
         "verdict_code": decision.outcome.value,
@@ -130,32 +173,32 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
         "reject": decision.outcome is not Outcome.PASS,
         "reason": decision.reason.name.lower(),
         "reason_code": decision.reason.value,
-        "detail": _text(decision.detail, _DETAIL),
-        "score": _float(score),
+        "detail": text(decision.detail, _DETAIL),
+        "score": number(score),
         "threshold": 1.0,
-        "fail_threshold": _float(decision.fail_threshold / threshold),
-        "margin": _float(1.0 - score if decision.score is not None else NOT_MEASURED),
-        "score_raw": _float(NOT_MEASURED if decision.score is None else decision.score),
-        "threshold_raw": _float(threshold),
-        "p_value": _float(NOT_MEASURED if decision.p_value is None else decision.p_value),
-        "neg_log10_p": _float(NOT_MEASURED if decision.p_value is None else -math.log10(decision.p_value), 3),
+        "fail_threshold": number(decision.fail_threshold / threshold),
+        "margin": number(1.0 - score if decision.score is not None else NOT_MEASURED),
+        "score_raw": number(NOT_MEASURED if decision.score is None else decision.score),
+        "threshold_raw": number(threshold),
+        "p_value": number(NOT_MEASURED if decision.p_value is None else max(_LEAST_P, decision.p_value)),
+        "neg_log10_p": number(NOT_MEASURED if decision.p_value is None else -math.log10(decision.p_value), 3),
         "regions": regions,
         "region_count": len(verdict.regions),
-        "part_id": _text(capture.part_id, _PART_ID, keep_end=True),
+        "part_id": text(capture.part_id, _PART_ID, keep_end=True),
         "challenge": verdict.challenge,
-        "model": _text(identity.model, _MODEL),
+        "model": text(identity.model, _MODEL),
         "model_sha256": identity.model_sha256[:12],
         "calibration": identity.calibration,
-        "fpr_target": _float(identity.fpr_target),
+        "fpr_target": number(identity.fpr_target),
         "latency_ms": {
-            "queue": _float(verdict.latency.queue, 3),
-            "infer": _float(verdict.latency.infer, 3),
-            "total": _float(verdict.latency.total, 3),
+            "queue": number(verdict.latency.queue, 3),
+            "infer": number(verdict.latency.infer, 3),
+            "total": number(verdict.latency.total, 3),
         },
-        "source": _text(capture.origin, _SOURCE, keep_end=True),
+        "source": text(capture.origin, _SOURCE, keep_end=True),
         "replayed": False,
     }
-    while len(payload := _json(content)) > VERDICT_LIMIT and regions:
+    while len(payload := encode(content)) > VERDICT_LIMIT and regions:
         regions.pop()
     return payload
 
@@ -174,13 +217,13 @@ def encode_actuation(identity: Identity, verdict: Verdict, ttl_s: float) -> Mess
         "c": decision.outcome.value,
         "r": decision.outcome is not Outcome.PASS,
         "s": verdict.seq,
-        "t": _epoch_ms(verdict.decided_at),
-        "sc": _float(score, 3),
+        "t": epoch_ms(verdict.decided_at),
+        "sc": number(score, 3),
         "tr": "",
-        "p": _text(verdict.capture.part_id, _PART_ID_IN_PLC, keep_end=True),
+        "p": text(verdict.capture.part_id, _PART_ID_IN_PLC, keep_end=True),
         "v": 1,
     }
-    return Message(identity.topic("plc"), _json(content), expires_s=max(1, int(ttl_s)))
+    return Message(identity.topic("plc"), encode(content), expires_s=max(1, int(ttl_s)))
 
 
 def encode_status(identity: Identity, *, online: bool, reason: str, at: datetime) -> Message:
@@ -191,9 +234,9 @@ def encode_status(identity: Identity, *, online: bool, reason: str, at: datetime
         "reason": reason,
         "node": identity.node,
         "boot_id": identity.boot_id,
-        "ts_ms": _epoch_ms(at),
+        "ts_ms": epoch_ms(at),
     }
-    return Message(identity.topic("status"), _json(content), retain=True)
+    return Message(identity.topic("status"), encode(content), retain=True)
 
 
 def encode_state(identity: Identity, state: StationState, at: datetime) -> Message:
@@ -203,7 +246,7 @@ def encode_state(identity: Identity, state: StationState, at: datetime) -> Messa
         "state": state.state,
         "state_no": STATES[state.state],
         "ready": state.state == "ContinuousExecution",
-        "model": _text(identity.model, _MODEL),
+        "model": text(identity.model, _MODEL),
         "calibration": identity.calibration,
         "camera": state.camera,
         "drift": state.drift,
@@ -212,9 +255,9 @@ def encode_state(identity: Identity, state: StationState, at: datetime) -> Messa
         "mqtt_outbox": state.mqtt_outbox,
         "last_seq": state.last_seq,
         "uptime_s": state.uptime_s,
-        "ts_ms": _epoch_ms(at),
+        "ts_ms": epoch_ms(at),
     }
-    return Message(identity.topic("state"), _json(content), retain=True)
+    return Message(identity.topic("state"), encode(content), retain=True)
 
 
 def encode_quality(identity: Identity, quality: Quality, at: datetime) -> Message:
@@ -227,9 +270,9 @@ def encode_quality(identity: Identity, quality: Quality, at: datetime) -> Messag
             "method": calibration.method.value,
             "good_parts": calibration.good_parts,
             "n_effective": calibration.n_effective,
-            "alpha": _float(calibration.alpha),
-            "alpha_carried": _float(calibration.alpha_carried),
-            "made_ts_ms": _epoch_ms(calibration.provenance.made_at),
+            "alpha": number(calibration.alpha),
+            "alpha_carried": number(calibration.alpha_carried),
+            "made_ts_ms": epoch_ms(calibration.provenance.made_at),
         },
         "drift": {
             "status": quality.drift,
@@ -239,13 +282,13 @@ def encode_quality(identity: Identity, quality: Quality, at: datetime) -> Messag
             "status": test.status if test else "off",
             "passed": test.passed if test else 0,
             "expected": test.expected if test else 0,
-            "last_ts_ms": _epoch_ms(test.last_passed) if test and test.last_passed else 0,
-            "next_due_ts_ms": _epoch_ms(test.next_due) if test and test.next_due else 0,
-            "detail": _text(test.detail, _DETAIL) if test else "",
+            "last_ts_ms": epoch_ms(test.last_passed) if test and test.last_passed else 0,
+            "next_due_ts_ms": epoch_ms(test.next_due) if test and test.next_due else 0,
+            "detail": text(test.detail, _DETAIL) if test else "",
         },
-        "ts_ms": _epoch_ms(at),
+        "ts_ms": epoch_ms(at),
     }
-    return Message(identity.topic("quality"), _json(content), retain=True)
+    return Message(identity.topic("quality"), encode(content), retain=True)
 
 
 def record(identity: Identity, payload: bytes) -> Message:
@@ -258,27 +301,61 @@ def last(identity: Identity, payload: bytes) -> Message:
     return Message(identity.topic("last"), payload, retain=True, expires_s=3600)
 
 
-def overlay(identity: Identity, jpeg: bytes) -> Message:
-    """The picture of a verdict; may be lost."""
-    return Message(identity.topic("image/overlay"), jpeg, qos=0, expires_s=60, content_type="image/jpeg")
+def encode_tags(identity: Identity, verdict: Verdict) -> list[Message]:
+    """The newest verdict as retained scalars in plain text, for those who read no JSON; `seq` comes last.
+
+    Whoever waits for a new `seq` so finds the other values of that part already there.
+    """
+    decision = verdict.decision
+    scalars = {
+        "verdict_code": str(decision.outcome.value),
+        "reject": _word(truth=decision.outcome is not Outcome.PASS),
+        "score": repr(number(NOT_MEASURED if decision.ratio is None else decision.ratio, 3)),
+        # An empty payload would delete what is retained.
+        "part_id": text(verdict.capture.part_id, _PART_ID, keep_end=True) or "-",
+        "seq": str(verdict.seq),
+    }
+    return [_tag(identity, name, value) for name, value in scalars.items()]
 
 
-def encode_picture_comment(verdict: Verdict) -> bytes:
-    """What a picture carries in its JPEG comment, so that it can be matched without MQTT 5."""
+def encode_ready(identity: Identity, *, ready: bool) -> Message:
+    """Whether parts are judged, as a retained scalar; what `state` says at length."""
+    return _tag(identity, "ready", _word(truth=ready))
+
+
+def picture(identity: Identity, kind: Picture, encoded: bytes) -> Message:
+    """A picture of a verdict; may be lost."""
+    leaf = f"image/{kind.value}"
+    return Message(identity.topic(leaf), encoded, qos=0, expires_s=60, content_type=TOPICS[leaf])
+
+
+def encode_picture_comment(verdict: Verdict, kind: Picture = Picture.OVERLAY) -> bytes:
+    """What a picture carries inside, schema inspectd.picture/1, so that it can be matched without MQTT 5.
+
+    ASCII, at most 1,024 bytes: neither a JPEG comment nor a PNG text chunk can say that it holds UTF-8.
+    """
     decision = verdict.decision
     score = NOT_MEASURED if decision.ratio is None else decision.ratio
-    return _json(
-        {
-            "id": verdict.capture.id,
-            "seq": verdict.seq,
-            "part_id": _text(verdict.capture.part_id, _PART_ID, keep_end=True),
-            "ts_ms": _epoch_ms(verdict.decided_at),
-            "score": _float(score),
-            "scale_lo": 0.5,
-            "scale_hi": 2.0,
-            "kind": "overlay",
-        }
-    )
+    lowest, highest = SCALES[kind]
+    content = {
+        "id": verdict.capture.id,
+        "seq": verdict.seq,
+        "part_id": text(verdict.capture.part_id, _PART_ID, keep_end=True),
+        "ts_ms": epoch_ms(verdict.decided_at),
+        "score": number(score),
+        "scale_lo": lowest,
+        "scale_hi": highest,
+        "kind": kind.value,
+    }
+    return encode(content, ascii_only=True)
+
+
+def _tag(identity: Identity, name: str, value: str) -> Message:
+    return Message(identity.topic(f"tag/{name}"), value.encode(), qos=0, retain=True, content_type="text/plain")
+
+
+def _word(*, truth: bool) -> str:
+    return "true" if truth else "false"
 
 
 def _region(region: Region) -> dict[str, Any]:
@@ -287,9 +364,9 @@ def _region(region: Region) -> dict[str, Any]:
         "y": region.y,
         "w": region.width,
         "h": region.height,
-        "area_px": _float(region.area_px, 1),
-        "peak": _float(region.peak, 3),
-        "mean": _float(region.mean, 3),
+        "area_px": number(region.area_px, 1),
+        "peak": number(region.peak, 3),
+        "mean": number(region.mean, 3),
     }
 
 
@@ -301,34 +378,6 @@ def _reading(reading: Reading | None) -> dict[str, Any]:
         "status": "alarm" if reading.alarm else "ok",
         "parts": reading.parts,
         "direction": reading.direction,
-        "cusum": _float(max(reading.cusum_up, reading.cusum_down), 2),
-        "log10_martingale": _float(reading.log_martingale / math.log(10), 2),
+        "cusum": number(max(reading.cusum_up, reading.cusum_down), 2),
+        "log10_martingale": number(reading.log_martingale / math.log(10), 2),
     }
-
-
-def _json(content: dict[str, Any] | str) -> bytes:
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def _text(text: str, limit: int, *, keep_end: bool = False) -> str:
-    """The longest beginning, or end, that takes at most `limit` bytes in JSON; what is no text becomes `?`."""
-    cut = slice(1, None) if keep_end else slice(None, -1)
-    text = (text[-limit:] if keep_end else text[:limit]).encode(errors="replace").decode()
-    while len(_json(text)) - 2 > limit:
-        text = text[cut]
-    return text
-
-
-def _float(value: float, digits: int = 6) -> float:
-    """Round and bound so that the shortest decimal form has a point and no exponent."""
-    value = round(max(-_LARGEST, min(_LARGEST, float(value))), digits)
-    # Below 1e-4, repr turns to 1e-05; adding 0 takes the sign from -0.0.
-    return (value if abs(value) >= 1e-4 else round(value, 4)) + 0.0  # noqa: PLR2004
-
-
-def _iso(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _epoch_ms(at: datetime) -> int:
-    return (at - _EPOCH) // timedelta(milliseconds=1)

@@ -1,30 +1,42 @@
-"""What a station knows of itself: the content of its `state` message and of the service's status line."""
+"""What a station knows of itself: the content of its `state` message, its figures, its alarms, and its status line."""
 
 import time
-from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from threading import Lock
 
 import structlog
 
+from calibration.calibration import shortage
+from daemon.alarms import AlarmId, Alarms, Change
 from daemon.contract import StationState
-from daemon.messages import Outcome
+from daemon.messages import Outcome, Reason, Verdict
 from daemon.quality import StationQuality
+from daemon.stats import Counters
+
+OUTBOX_HIGH = 1_000
+"""Verdicts that wait for the broker before that is an alarm."""
+REJECTS_HIGH, OF_LAST = 25, 50
+"""So many rejects of so many parts are an alarm."""
 
 log = structlog.get_logger()
 
 
 class StationHealth:
-    """Counters and conditions of one station. Any thread may report; any may ask."""
+    """Figures, conditions and alarms of one station. Any thread may report; any may ask; one updates the alarms."""
 
     def __init__(self, station: str, last_seq: int, quality: StationQuality) -> None:
         self.station = station
         self.quality = quality
+        self.counters = Counters(datetime.now(UTC))
+        self.alarms = Alarms()
         self._started = self._last_frame = time.monotonic()
         self._camera: bool | None = None
         self._record = True
         self._late = 0
-        self._outcomes: Counter[Outcome] = Counter()
+        self._failure: str | None = None
         self._last_seq = last_seq
+        self.newest: Verdict | None = None
         self._lock = Lock()
 
     def source_is(self, *, available: bool) -> None:
@@ -37,19 +49,30 @@ class StationHealth:
 
     def came_too_late(self) -> None:
         """A part was judged so long after it came that the gate was not told."""
+        self.counters.came_too_late()
         self._late += 1
         if self._late == 1 or self._late % 100 == 0:
             log.warning("the gate is not told of parts that came long ago", station=self.station, so_far=self._late)
 
-    def frame_arrived(self) -> None:
-        """A part was seen."""
+    def frame_arrived(self, part_id: str) -> None:
+        """A part was seen. Those of the challenge test are in no figure."""
         self._last_frame = time.monotonic()
+        if not self.quality.is_challenge(part_id):
+            self.counters.arrived()
 
-    def concluded(self, seq: int, outcome: Outcome) -> None:
+    def concluded(self, verdict: Verdict) -> None:
         """A part got its verdict."""
+        decision = verdict.decision
+        if not verdict.challenge:
+            self.counters.concluded(decision.outcome, verdict.latency.total, verdict.decided_at)
         with self._lock:
-            self._outcomes[outcome] += 1
-            self._last_seq = seq
+            self._last_seq = verdict.seq
+            self.newest = verdict
+            self._failure = decision.detail if decision.reason is Reason.MODEL_ERROR else None
+
+    def update(self, waiting_verdicts: int) -> list[Change]:
+        """See what is wrong now, and which alarms that raises or clears. To be called every second or so."""
+        return self.alarms.update(self._conditions(waiting_verdicts), time.monotonic(), datetime.now(UTC))
 
     def state(self, waiting_verdicts: int) -> StationState:
         """The station's condition now."""
@@ -71,13 +94,33 @@ class StationHealth:
 
     def summary(self) -> str:
         """One line for `systemctl status`."""
-        with self._lock:
-            counted = ", ".join(f"{self._outcomes[o]} {o.name}" for o in Outcome if self._outcomes[o]) or "no part yet"
+        outcomes = self.counters.snapshot(datetime.now(UTC)).outcomes
+        counted = ", ".join(f"{outcomes[o]} {o.name}" for o in Outcome if outcomes[o]) or "no part yet"
+        quality = self.quality.report()
+        test = quality.challenge.status if quality.challenge else "ok"
         troubles = [
             *([] if self._camera else ["source offline"]),
             *([] if self._record else ["record cannot be written"]),
             *([f"{self._late} too late for the gate"] if self._late else []),
-            *([f"{drift} drifts"] if (drift := self.quality.report().drift) not in {"ok", "off"} else []),
-            *(["challenge test failed: others are rejected"] if self.quality.holds else []),
+            *([] if quality.drift in {"ok", "off"} else [f"{quality.drift} drifts"]),
+            *([] if test == "ok" else [f"challenge test {test}"]),
+            *(["others are rejected"] if self.quality.holds else []),
         ]
         return f"{self.station}: {counted}" + (f" ({', '.join(troubles)})" if troubles else "")
+
+    def _conditions(self, waiting_verdicts: int) -> Mapping[AlarmId, str | None]:
+        """What is wrong now, in words; None where nothing is."""
+        quality = self.quality.report()
+        test = quality.challenge
+        rejects = self.counters.rejected(OF_LAST)
+        return {
+            AlarmId.CAMERA_OFFLINE: "" if self._camera is False else None,
+            AlarmId.RECORD_BLOCKED: None if self._record else "",
+            AlarmId.INFERENCE_FAILED: self._failure,
+            AlarmId.CHALLENGE_FAILED: test.detail if test and test.status == "failed" else None,
+            AlarmId.CHALLENGE_DUE: test.detail if test and test.status == "due" else None,
+            AlarmId.OUTBOX_HIGH: f"{waiting_verdicts} wait" if waiting_verdicts > OUTBOX_HIGH else None,
+            AlarmId.REJECT_RATE_HIGH: f"{rejects} of the last {OF_LAST}" if rejects >= REJECTS_HIGH else None,
+            AlarmId.DRIFT: None if quality.drift in {"ok", "off"} else quality.drift,
+            AlarmId.NOT_CALIBRATED: shortage(quality.calibration) or None,
+        }

@@ -1,20 +1,43 @@
-"""The record: verdicts on disk until the broker has acknowledged them, and the numbering that survives a crash."""
+"""The record: what must reach the broker, on disk until it has been acknowledged, and the numbering of verdicts."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+
+import structlog
+
+from daemon.messages import Outcome
+
+MAX_ROWS = 1_000_000
+"""Verdicts that an outbox holds unless told otherwise: some 1.3 GB."""
+
+log = structlog.get_logger()
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS station (name TEXT PRIMARY KEY, seq INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS entry (
     station TEXT NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL, payload BLOB NOT NULL,
+    outcome TEXT NOT NULL DEFAULT 'ERROR',
     PRIMARY KEY (station, seq)
 );
+CREATE TABLE IF NOT EXISTS note (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, station TEXT NOT NULL, leaf TEXT NOT NULL, payload BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS gap (
+    station TEXT PRIMARY KEY, first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, count INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS quarantined (
+    station TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (station, kind, number)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unsettled (id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+# A verdict that an earlier version kept without its outcome counts as ERROR: what may not have passed is kept longest.
+_OUTCOME = "ALTER TABLE entry ADD COLUMN outcome TEXT NOT NULL DEFAULT 'ERROR'"
+_INDEX = "CREATE INDEX IF NOT EXISTS entry_outcome ON entry (outcome)"
 
 
 class OutboxError(Exception):
@@ -29,6 +52,36 @@ class Entry:
     seq: int
     id: str
     payload: bytes
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One message besides the verdicts that must arrive; `number` counts those of all stations, with gaps."""
+
+    station: str
+    number: int
+    leaf: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Verdicts that were dropped for want of room: `count` of those from `first_seq` to `last_seq`."""
+
+    first_seq: int
+    last_seq: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a transaction adds to the counts of each station once it is committed."""
+
+    entries: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    quarantined: Counter[str] = field(default_factory=Counter)
+    gaps: Counter[str] = field(default_factory=Counter)
 
 
 class Outbox:
@@ -38,23 +91,38 @@ class Outbox:
 
     An id is *unsettled* from the moment its verdict is kept until its source has let go of the frame, so that a crash
     in between gives a part neither a second verdict nor none.
+
+    A message that no broker takes is *quarantined*: kept, but handed out no more until `release`.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, or make it.
+    def __init__(self, path: Path, *, max_rows: int = MAX_ROWS) -> None:
+        """Open the file, or make it; one of an earlier version is brought up to date.
+
+        Of more verdicts than `max_rows`, quarantined ones and those of all stations together, the oldest that passed
+        are dropped, and where none of those is left, the oldest. So are notes beyond as many.
 
         Raises:
             OutboxError: it cannot be opened, or is no outbox.
         """
         self._lock = Lock()
         self._path = path
+        self._max_rows = max_rows
         with self._naming("opened"):
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             with self._naming("opened"):
                 self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=FULL")
                 self._db.executescript(_TABLES)
+                if "outcome" not in [column[1] for column in self._db.execute("PRAGMA table_info(entry)")]:
+                    self._db.execute(_OUTCOME)
+                self._db.execute(_INDEX)
+                # Counted once, since it is asked several times a second.
+                self._waiting = _Change(
+                    entries=self._count("entry"),
+                    notes=self._count("note"),
+                    quarantined=self._count("quarantined WHERE kind = 'entry'"),
+                    gaps=self._count("gap"),
+                )
         except OutboxError:
             self._db.close()
             raise
@@ -66,34 +134,114 @@ class Outbox:
             OutboxError: nothing was stored (a full disk, say); try again.
             AssertionError: a number is not the next; nothing was stored.
         """
-        with self._transaction():
+        with self._transaction() as change:
             for entry in entries:
                 if entry.seq != self._last_seq(entry.station) + 1:
                     raise AssertionError(f"seq {entry.seq} of {entry.station} is not the next")
                 self._db.execute("INSERT OR REPLACE INTO station VALUES (?, ?)", (entry.station, entry.seq))
                 self._db.execute(
-                    "INSERT INTO entry VALUES (?, ?, ?, ?)", (entry.station, entry.seq, entry.id, entry.payload)
+                    "INSERT INTO entry (station, seq, id, payload, outcome) VALUES (?, ?, ?, ?, ?)",
+                    (entry.station, entry.seq, entry.id, entry.payload, entry.outcome.name),
                 )
                 self._db.execute("INSERT OR IGNORE INTO unsettled VALUES (?)", (entry.id,))
+                change.entries[entry.station] += 1
             self._db.executemany("DELETE FROM unsettled WHERE id = ?", [(i,) for i in settled])
+            self._make_room(self._waiting.entries.total() + len(entries) - self._max_rows, change)
+        for station in change.gaps:
+            log.warning(
+                "the outbox is full: its oldest passed verdicts are dropped, and if there are none, its oldest; mend "
+                "the way to the broker, or raise outbox_max_rows",
+                station=station,
+                outbox_max_rows=self._max_rows,
+            )
+
+    def tell(self, station: str, leaf: str, payload: bytes) -> None:
+        """Store a message besides the verdicts that must arrive on a station's leaf, in one durable commit.
+
+        Raises:
+            OutboxError: it was not stored; try again.
+        """
+        with self._transaction() as change:
+            self._tell(station, leaf, payload, change)
+
+    def tell_gap(self, station: str, leaf: str, encode: Callable[[Gap], bytes]) -> bool:
+        """Store the message that says what was dropped of a station since the last such; False if nothing was.
+
+        Raises:
+            OutboxError: it was not stored; try again.
+        """
+        if not self._waiting.gaps[station]:
+            return False
+        with self._transaction() as change:
+            (row,) = self._db.execute(
+                "DELETE FROM gap WHERE station = ? RETURNING first_seq, last_seq, count", (station,)
+            ).fetchall()
+            change.gaps[station] -= 1
+            self._tell(station, leaf, encode(Gap(*row)), change)
+        return True
 
     def entries(self, station: str, after: int, limit: int) -> list[Entry]:
         """Verdicts of a station that wait for their acknowledgement, oldest first, behind number `after`."""
         with self._reading():
             rows = self._db.execute(
-                "SELECT station, seq, id, payload FROM entry WHERE station = ? AND seq > ? ORDER BY seq LIMIT ?",
+                "SELECT seq, id, payload, outcome FROM entry WHERE station = ? AND seq > ? AND NOT EXISTS "
+                "(SELECT 1 FROM quarantined AS q WHERE q.station = entry.station AND kind = 'entry' AND number = seq) "
+                "ORDER BY seq LIMIT ?",
                 (station, after, limit),
             ).fetchall()
-        return [Entry(*row) for row in rows]
+        return [Entry(station, seq, id_, payload, Outcome[outcome]) for seq, id_, payload, outcome in rows]
 
-    def forget(self, station: str, seqs: Iterable[int]) -> None:
-        """Drop acknowledged verdicts.
+    def notes(self, station: str, after: int, limit: int) -> list[Note]:
+        """Other messages of a station that wait for their acknowledgement, oldest first, behind number `after`."""
+        if not self._waiting.notes[station]:
+            return []
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT station, number, leaf, payload FROM note WHERE station = ? AND number > ? AND NOT EXISTS "
+                "(SELECT 1 FROM quarantined AS q "
+                "WHERE q.station = note.station AND kind = 'note' AND q.number = note.number) "
+                "ORDER BY number LIMIT ?",
+                (station, after, limit),
+            ).fetchall()
+        return [Note(*row) for row in rows]
+
+    def forget(self, station: str, seqs: Iterable[int] = (), notes: Iterable[int] = ()) -> None:
+        """Drop acknowledged verdicts and notes. After a power cut some may be there again, and are then sent twice.
 
         Raises:
             OutboxError: they are still there and will be sent again.
         """
-        with self._transaction():
-            self._db.executemany("DELETE FROM entry WHERE station = ? AND seq = ?", [(station, seq) for seq in seqs])
+        with self._transaction(durable=False) as change:
+            for seq in seqs:
+                change.entries[station] -= self._delete("entry", station, "seq", seq)
+            for number in notes:
+                change.notes[station] -= self._delete("note", station, "number", number)
+
+    def quarantine(self, message: Entry | Note, leaf: str = "", told: bytes = b"") -> None:
+        """Hand out a message no more, and store one on `leaf` that says so, if given, in one durable commit.
+
+        Raises:
+            OutboxError: nothing has changed.
+        """
+        kind, number = ("entry", message.seq) if isinstance(message, Entry) else ("note", message.number)
+        with self._transaction() as change:
+            added = self._db.execute(
+                "INSERT OR IGNORE INTO quarantined VALUES (?, ?, ?)", (message.station, kind, number)
+            ).rowcount
+            if kind == "entry":
+                change.quarantined[message.station] += added
+            if told:
+                self._tell(message.station, leaf, told, change)
+
+    def release(self, station: str) -> None:
+        """Hand out again what was quarantined: the broker may take it by now.
+
+        Raises:
+            OutboxError: nothing has changed.
+        """
+        with self._transaction() as change:
+            self._db.execute("DELETE FROM quarantined WHERE station = ?", (station,))
+            change.quarantined[station] -= self._waiting.quarantined[station]
 
     def concluded(self, capture_id: str) -> bool:
         """Whether a frame that was never let go of already has its verdict."""
@@ -106,10 +254,12 @@ class Outbox:
             return self._last_seq(station)
 
     def depth(self, station: str) -> int:
-        """How many verdicts of a station wait for their acknowledgement."""
-        with self._reading():
-            row = self._db.execute("SELECT count(*) FROM entry WHERE station = ?", (station,)).fetchone()
-        return int(row[0])
+        """How many verdicts of a station wait for their acknowledgement. Never waits for the disk."""
+        return self._waiting.entries[station] - self._waiting.quarantined[station]
+
+    def quarantined(self, station: str) -> int:
+        """How many verdicts of a station are kept although no broker takes them. Never waits for the disk."""
+        return self._waiting.quarantined[station]
 
     def close(self) -> None:
         """Let go of the file."""
@@ -120,22 +270,65 @@ class Outbox:
         row = self._db.execute("SELECT seq FROM station WHERE name = ?", (station,)).fetchone()
         return int(row[0]) if row else 0
 
+    def _count(self, rows: str) -> Counter[str]:
+        return Counter(dict(self._db.execute(f"SELECT station, count(*) FROM {rows} GROUP BY station")))  # noqa: S608 -- our words
+
+    def _delete(self, table: str, station: str, column: str, number: int) -> int:
+        deleted = self._db.execute(f"DELETE FROM {table} WHERE station = ? AND {column} = ?", (station, number))  # noqa: S608 -- our words
+        return deleted.rowcount
+
+    def _tell(self, station: str, leaf: str, payload: bytes, change: _Change) -> None:
+        self._db.execute("INSERT INTO note (station, leaf, payload) VALUES (?, ?, ?)", (station, leaf, payload))
+        change.notes[station] += 1
+        if self._waiting.notes.total() >= self._max_rows:
+            ((loser,),) = self._db.execute(
+                "DELETE FROM note WHERE number = (SELECT min(number) FROM note) RETURNING station"
+            ).fetchall()
+            change.notes[loser] -= 1
+
+    def _make_room(self, excess: int, change: _Change) -> None:
+        """Drop verdicts beyond the bound: first those that passed, then all, the oldest first."""
+        for which in ("outcome = 'PASS'", "outcome != 'PASS'"):
+            if excess <= 0:
+                return
+            losers = self._db.execute(
+                f"SELECT station, seq FROM entry WHERE {which} ORDER BY rowid LIMIT ?",  # noqa: S608 -- our words
+                (excess,),
+            ).fetchall()
+            excess -= len(losers)
+            for station, seq in losers:
+                change.entries[station] -= self._delete("entry", station, "seq", seq)
+                change.quarantined[station] -= self._delete("quarantined", station, "kind = 'entry' AND number", seq)
+                self._db.execute(
+                    "INSERT INTO gap VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET first_seq = min(first_seq, "
+                    "excluded.first_seq), last_seq = max(last_seq, excluded.last_seq), count = count + 1",
+                    (station, seq, seq),
+                )
+                if not self._waiting.gaps[station]:
+                    change.gaps[station] = 1
+
     @contextmanager
     def _reading(self) -> Iterator[None]:
         with self._lock, self._naming("read"):
             yield
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, durable: bool = True) -> Iterator[_Change]:
         with self._lock, self._naming("written"):
+            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
+            change = _Change()
             try:
-                yield
+                yield change
                 self._db.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):  # SQLite has rolled back by itself where the disk failed
                     self._db.execute("ROLLBACK")
                 raise
+            self._waiting.entries.update(change.entries)
+            self._waiting.notes.update(change.notes)
+            self._waiting.quarantined.update(change.quarantined)
+            self._waiting.gaps.update(change.gaps)
 
     @contextmanager
     def _naming(self, done: str) -> Iterator[None]:

@@ -10,12 +10,15 @@ All functions are pure and may be called from several threads at once.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from math import ceil
 from textwrap import wrap
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngInfo
 
 from daemon.messages import Outcome
 from detectors.base import AnomalyMap, Image
@@ -45,6 +48,7 @@ _VEIL = 0.7  # opacity over what is not inspected
 _ENCLOSING = 3  # points that it takes to go round something
 _RING = 16 * np.array([(3, 0), (2, 2), (0, 3), (-2, 2), (-3, 0), (-2, -2), (0, -3), (2, -2)], np.int32)
 _JPEG_STEPS = ((80, 1.0), (60, 1.0), (40, 1.0), (40, 0.75), (40, 0.5))  # quality, size
+_STEPS = 64  # of a map's picture, from zero to the threshold
 _LONGEST_COMMENT = 0xFFFF - 2  # a JPEG segment's length counts its own two bytes
 
 
@@ -148,6 +152,42 @@ def fit_jpeg(picture: Image, comment: bytes, limit_bytes: int) -> bytes | None:
         jpeg = encode_jpeg(reduced, comment, quality)
         if len(jpeg) <= limit_bytes:
             return jpeg
+    return None
+
+
+def encode_map(anomaly_map: AnomalyMap, threshold: float, comment: bytes) -> bytes:
+    """Encode a map as a grey PNG file in units of the threshold, with `comment` in a tEXt chunk named `inspectd`.
+
+    A pixel's value divided by 64 is the map's as a multiple of the threshold, up to 1/64 above it, from 0 to 255/64,
+    where it ends. It is above 64 exactly where the map is above the threshold.
+
+    Args:
+        anomaly_map: finite, of any size.
+        threshold: positive, in the map's units.
+        comment: ASCII without NUL.
+    """
+    steps = np.clip(np.ceil(anomaly_map * (_STEPS / np.float64(threshold))), 0, 255)
+    # Rounding may bring what is just above the threshold down to it; x · (1/x) never exceeds 1, so nothing comes up.
+    above = anomaly_map > np.float64(threshold)
+    levels = np.where(above, np.maximum(steps, _STEPS + 1), steps).astype(np.uint8)
+    chunk = PngInfo()
+    chunk.add_text("inspectd", comment.decode("ascii"))
+    file = BytesIO()
+    PIL.Image.fromarray(levels).save(file, "PNG", pnginfo=chunk)
+    return file.getvalue()
+
+
+def fit_map(anomaly_map: AnomalyMap, threshold: float, comment: bytes, limit_bytes: int) -> bytes | None:
+    """Encode a map as the largest PNG of at most `limit_bytes`, or None: whole, in half, or in quarter size.
+
+    Where it is reduced, each pixel takes the largest value around it: no peak is lost.
+    """
+    for divisor in (1, 2, 4):
+        height, width = (max(1, side // divisor) for side in anomaly_map.shape)
+        reduced = anomaly_map if divisor == 1 else _stretch(anomaly_map, height, width)
+        png = encode_map(reduced, threshold, comment)
+        if len(png) <= limit_bytes:
+            return png
     return None
 
 

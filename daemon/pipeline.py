@@ -16,7 +16,7 @@ import structlog
 from calibration.calibration import Calibration
 from daemon import contract, judgement, overlay
 from daemon.channel import Channel, ClosedError
-from daemon.contract import Identity, Message
+from daemon.contract import Identity, Message, Picture
 from daemon.health import StationHealth
 from daemon.messages import Capture, Decision, Frame, Latency, Outcome, Reason, Unreadable, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
@@ -76,7 +76,7 @@ def acquire(station: Station, frames: Channel[Frame | Unreadable], stop: Event) 
             station.health.source_is(available=True)
             for item in arriving:
                 retry_s, complaint = RETRY_S[0], ""
-                station.health.frame_arrived()
+                station.health.frame_arrived(item.capture.part_id)
                 frames.put(item)
         except SourceUnavailableError as error:
             station.health.source_is(available=False)
@@ -109,18 +109,22 @@ def inspect(
                 mine = [item for item in items if item.capture.station == name]
                 for item, judged, prediction, taken_at, inferred_ms in _judge(mine, station):
                     numbers[name] += 1
-                    decision = station.quality.confirm(item.capture.part_id, judged)
-                    verdict = replace(
-                        _conclude(item.capture, decision, numbers[name], taken_at, inferred_ms),
-                        regions=_regions(item, decision, prediction, station.rule),
-                        challenge=station.quality.is_challenge(item.capture.part_id),
-                    )
+                    part_id = item.capture.part_id
+                    decision = station.quality.confirm(part_id, judged)
+                    verdict = _conclude(item.capture, decision, numbers[name], taken_at, inferred_ms)
                     if _is_timely(verdict, station.actuation_ttl_s):
                         station.sink.actuate(
                             contract.encode_actuation(station.identity, verdict, station.actuation_ttl_s)
                         )
                     else:
                         station.health.came_too_late()
+                    # The gate knows; what takes longer comes after.
+                    station.quality.conclude(part_id, decision)
+                    verdict = replace(
+                        verdict,
+                        regions=_regions(item, decision, prediction, station.rule),
+                        challenge=station.quality.is_challenge(part_id),
+                    )
                     image = item.image if isinstance(item, Frame) else None
                     concluded.put(Concluded(verdict, image, prediction))
     except ClosedError:  # the recording stage has ended, and says why itself
@@ -152,7 +156,7 @@ def record(
             for item in batch:
                 capture, decision = item.verdict.capture, item.verdict.decision
                 station = stations[capture.station]
-                station.health.concluded(item.verdict.seq, decision.outcome)
+                station.health.concluded(item.verdict)
                 station.sink.notify()
                 unreadable = decision.reason is Reason.DECODE_FAILED
                 if station.source.settle(capture, decision.detail if unreadable else None):
@@ -174,8 +178,9 @@ def illustrate(
     wanted: Sequence[Outcome],
     side: int,
     limit_bytes: int,
+    more: Sequence[Picture] = (),
 ) -> None:
-    """Render overlays off the inspecting thread, at most two a second and station; late ones are dropped."""
+    """Render pictures off the inspecting thread, at most two parts a second and station; late ones are dropped."""
     shown: dict[str, float] = dict.fromkeys(stations, 0.0)
     for (item,) in pictures.batches(1):
         name = item.verdict.capture.station
@@ -183,14 +188,33 @@ def illustrate(
         if item.verdict.decision.outcome not in wanted or now - shown[name] < PICTURE_INTERVAL_S:
             continue
         shown[name] = now
-        comment = contract.encode_picture_comment(item.verdict)
         try:
-            jpeg = overlay.fit_jpeg(picture_of(item, side, stations[name].rule), comment, limit_bytes)
+            messages = _pictures(item, stations[name], [Picture.OVERLAY, *more], side, limit_bytes)
         except Exception as error:  # noqa: BLE001 -- no picture is worth a verdict
             log.warning("a picture could not be drawn", station=name, id=item.verdict.capture.id, reason=str(error))
             continue
-        if jpeg is not None:
-            show(contract.overlay(stations[name].identity, jpeg))
+        for message in messages:
+            show(message)
+
+
+def _pictures(
+    item: Concluded, station: Station, kinds: Sequence[Picture], side: int, limit_bytes: int
+) -> list[Message]:
+    """Those of the pictures that there are and that fit into a packet."""
+    messages = []
+    for kind in kinds:
+        comment = contract.encode_picture_comment(item.verdict, kind)
+        encoded = None
+        if kind is Picture.OVERLAY:
+            encoded = overlay.fit_jpeg(picture_of(item, side, station.rule), comment, limit_bytes)
+        elif kind is Picture.MAP and item.prediction is not None:
+            threshold = item.verdict.decision.threshold
+            encoded = overlay.fit_map(item.prediction.anomaly_map, threshold, comment, limit_bytes)
+        elif kind is Picture.SOURCE and item.image is not None:
+            encoded = overlay.fit_jpeg(item.image, comment, limit_bytes)
+        if encoded is not None:
+            messages.append(contract.picture(station.identity, kind, encoded))
+    return messages
 
 
 def picture_of(item: Concluded, side: int, rule: Rule) -> Image:
@@ -260,7 +284,7 @@ def _conclude(capture: Capture, decision: Decision, seq: int, taken_at: float, i
 
 def _entry(verdict: Verdict, identity: Identity) -> Entry:
     payload = contract.encode_verdict(identity, verdict)
-    return Entry(identity.station, verdict.seq, verdict.capture.id, payload)
+    return Entry(identity.station, verdict.seq, verdict.capture.id, payload, verdict.decision.outcome)
 
 
 def _keep(

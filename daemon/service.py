@@ -1,23 +1,29 @@
 """The life of the daemon: start back to front, run, stop front to back."""
 
 import fcntl
+import hashlib
 import secrets
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from threading import Event, Thread
 
 import structlog
+from ulid import ULID
 
 from calibration import store
 from calibration.calibration import shortage
 from config.load import ConfigError
 from config.schema import Settings
 from config.schema import Station as StationSettings
-from daemon import pipeline, systemd
+from daemon import announcements, boards, pipeline, systemd
+from daemon.announcements import Birth, EventKind, encode_alarm, encode_event
 from daemon.build import (
     build_broker,
     build_challenge,
@@ -27,18 +33,20 @@ from daemon.build import (
     calibration_path,
 )
 from daemon.channel import Channel, Overflow
-from daemon.contract import Identity
+from daemon.contract import TOPICS, Identity, Message, Picture, StationState
 from daemon.health import StationHealth
 from daemon.messages import Frame, Outcome, Unreadable
 from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
+from daemon.sinks.delivery import quality_board, state_board
 from daemon.sinks.link import Broker
 from daemon.sinks.mqtt import PictureSink, StationSink
 from detectors.devices import batch_size
 
 DRAIN_S = 8.0
-STATUS_INTERVAL_S = 2.0
+TICK_S = 1.0
+"""How often the alarms are looked after, and systemd is told."""
 
 log = structlog.get_logger()
 
@@ -53,7 +61,7 @@ def run(settings: Settings, stop: Event) -> None:
         ConfigError, ArtifactError, CalibrationError: nothing was started; a person must act.
     """
     with _alone(settings.state_dir):
-        outbox = Outbox(settings.state_dir / "outbox.sqlite3")
+        outbox = Outbox(settings.state_dir / "outbox.sqlite3", max_rows=settings.mqtt.outbox_max_rows)
         try:
             _Life(settings, outbox, stop).live()
         finally:
@@ -77,6 +85,8 @@ class _Life:
         self._stop = stop
         self._boot_id = secrets.token_hex(4)
         self._failures: list[BaseException] = []
+        self._notes: deque[tuple[str, Message]] = deque()
+        self._challenges: dict[str, str] = {}
         broker = build_broker(settings.mqtt)
         self._pictures = PictureSink(broker, settings.node)
         self._sinks: dict[str, StationSink] = {}
@@ -103,6 +113,7 @@ class _Life:
                     wanted=_WANTED[mqtt.overlays],
                     side=mqtt.overlay_side,
                     limit_bytes=mqtt.max_packet_bytes - 1024,
+                    more=[*([Picture.MAP] if mqtt.maps else []), *([Picture.SOURCE] if mqtt.sources else [])],
                 ),
             ),
             self._start("record", lambda: pipeline.record(concluded, stations, outbox, pictures, self._stop)),
@@ -117,13 +128,20 @@ class _Life:
         ]
         systemd.ready(self._summary())
         log.info("ready", stations=list(stations), boot_id=self._boot_id)
-        while not self._stop.wait(STATUS_INTERVAL_S):
+        for name, station in stations.items():
+            self._note(name, "started", version("inspectd"), f"calibration {station.identity.calibration}")
+        while not self._stop.wait(TICK_S):
+            self._look_after_alarms()
             systemd.status(self._summary())
         systemd.stopping()
         log.info("stopping")
         _join(front)
         frames.close()
         _join(back)
+        for name in stations:
+            self._note(
+                name, "stopped", version("inspectd"), str(self._failures[0]) if self._failures else "as it was asked to"
+            )
         drained.set()
         for sink in self._sinks.values():
             sink.notify()
@@ -132,6 +150,7 @@ class _Life:
         log.info(
             "stopped",
             waiting={name: outbox.depth(name) for name in stations},
+            quarantined={name: outbox.quarantined(name) for name in stations},
             gate_messages_dropped={name: sink.actuations_dropped for name, sink in self._sinks.items()},
             pictures_dropped=pictures.dropped + self._pictures.dropped,
         )
@@ -170,13 +189,22 @@ class _Life:
         quality = StationQuality(station.name, calibration, challenge)
         health = StationHealth(station.name, self._outbox.last_seq(station.name), quality)
         ttl_s = settings.mqtt.actuation_ttl_s
+        state = partial(_state, health, self._outbox)
         self._sinks[station.name] = sink = StationSink(
             broker,
             identity,
             self._outbox,
-            state=lambda: health.state(self._outbox.depth(station.name)),
-            quality=quality.report,
+            state=state,
+            boards=[
+                boards.birth_board(identity, self._birth(station)),
+                state_board(identity, state),
+                quality_board(identity, quality.report),
+                boards.alarms_board(identity, health.alarms.active),
+                boards.stats_board(identity, health.counters.snapshot),
+                *([boards.tags_board(identity, state, lambda: health.newest)] if settings.mqtt.tags else []),
+            ],
             actuation_ttl_s=ttl_s,
+            replay_rate=settings.mqtt.replay_rate,
         )
         source = build_source(station, self._outbox)
         return Station(identity, source, detector, calibration, sink, health, quality, ttl_s, rule)
@@ -193,8 +221,59 @@ class _Life:
         thread.start()
         return thread
 
+    def _birth(self, station: StationSettings) -> Birth:
+        mqtt = self._settings.mqtt
+        optional = {"tag/": mqtt.tags, "image/map": mqtt.maps, "image/source": mqtt.sources}
+        off = tuple(leaf for leaf, wanted in optional.items() if not wanted)
+        return Birth(
+            version=version("inspectd"),
+            source_kind=station.source.type,
+            source_place=str(station.source.path),
+            actuation_ttl_ms=int(mqtt.actuation_ttl_s * 1000),
+            max_packet_bytes=mqtt.max_packet_bytes,
+            config_sha256=hashlib.sha256(self._settings.model_dump_json().encode()).hexdigest(),
+            leaves=[leaf for leaf in TOPICS if not leaf.startswith(off)],
+        )
+
+    def _look_after_alarms(self) -> None:
+        """Raise and clear alarms, and note the results of challenge tests."""
+        for name, station in self._stations.items():
+            for change in station.health.update(self._outbox.depth(name)):
+                log.warning(
+                    "alarm", station=name, alarm=change.alarm.id, active=change.active, detail=change.alarm.detail
+                )
+                self._notes.append((name, encode_alarm(station.identity, change, datetime.now(UTC))))
+            test = station.quality.report().challenge
+            if test and self._challenges.setdefault(name, test.status) != test.status:
+                self._challenges[name] = test.status
+                self._note(name, "challenge", test.status, test.detail)
+        self._deliver_notes()
+
+    def _note(self, station: str, kind: str, subject: str, detail: str) -> None:
+        """Note that something happened, for the audit."""
+        at = datetime.now(UTC)
+        event = announcements.Event(str(ULID.from_datetime(at)), EventKind(kind), subject, detail, at)
+        self._notes.append((station, encode_event(self._stations[station].identity, event)))
+        self._deliver_notes()
+
+    def _deliver_notes(self) -> None:
+        """Put into the outbox what it takes; while the disk refuses, the rest waits here."""
+        while self._notes:
+            station, message = self._notes[0]
+            leaf = message.topic.removeprefix(self._stations[station].identity.topic(""))
+            try:
+                self._outbox.tell(station, leaf, message.payload)
+            except OutboxError:
+                return
+            self._notes.popleft()
+            self._sinks[station].notify()
+
     def _summary(self) -> str:
         return "; ".join(station.health.summary() for station in self._stations.values())
+
+
+def _state(health: StationHealth, outbox: Outbox) -> StationState:
+    return health.state(outbox.depth(health.station))
 
 
 def _join(threads: Sequence[Thread]) -> None:

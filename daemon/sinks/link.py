@@ -6,9 +6,11 @@ of all), and a refused or half-dead client cannot poison the next one.
 """
 
 import socket
+import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition
+from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessageInfo
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -38,7 +40,7 @@ class DeliveryError(Exception):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Broker:
-    """Where and as whom to connect. `protocol` is "auto" (5, then 3.1.1), "5" or "3.1.1"."""
+    """Where and as whom to connect. `protocol` is "auto" (5, then 3.1.1), "5" or "3.1.1"; `tls` None is plain."""
 
     host: str
     port: int
@@ -46,9 +48,44 @@ class Broker:
     username: str | None = None
     password: str | None = None
     keepalive_s: int = 10
+    tls: ssl.SSLContext | None = None
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """Is closed when the handshake fails, which paho leaves to the collector, and remembers why it was put off.
+
+    By TLS 1.3 a broker refuses a client's certificate after the handshake, in what should have been its first answer.
+    """
+
+    refusal: str | None = None
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 -- as inherited
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except ssl.SSLError as error:
+            if error.reason and "ALERT" in error.reason:
+                self.refusal = error.reason
+            raise
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            with suppress(OSError):  # what the broker said before it closed may still be unread
+                self.recv(flags=flags)
+            raise
 
 
 class Link:
@@ -68,8 +105,11 @@ class Link:
         self._changed = Condition()
         self._answer: ReasonCode | None = None
         self._lost: str | None = None
+        self._refusal: str | None = None
         self._refused = self._woken = False
         self._acknowledged: set[int] = set()
+        self._put_off: dict[int, str] = {}
+        self._blamed = False
         self.window = WINDOW
         self._largest: int | None = None
         versions = _VERSIONS[broker.protocol]
@@ -80,14 +120,14 @@ class Link:
             try:
                 self._client.connect(broker.host, broker.port, broker.keepalive_s)
             except (OSError, ValueError) as error:
-                raise DeliveryError(f"broker {broker} cannot be reached: {error}") from error
+                raise _unreached(broker, error) from error
             try:
                 self._greet(broker, timeout_s)
             except DeliveryError:
                 self.close()
                 # A 3.1.1 broker answers MQTT 5 with "unsupported version", or closes the connection, or is silent.
                 understood = self._answer is not None and self._answer.value not in _NOT_MQTT_5
-                if understood or version is versions[-1]:
+                if understood or self._refusal is not None or version is versions[-1]:
                     raise
                 self._answer = self._lost = None
             else:
@@ -103,14 +143,23 @@ class Link:
         """Why the connection is gone, None while it stands."""
         return self._lost
 
+    @property
+    def blames_a_message(self) -> bool:
+        """Whether the broker may have ended the connection for a message in flight."""
+        return self._blamed
+
     def check(self) -> None:
         """See that the connection stands.
 
         Raises:
-            DeliveryError: it is gone, or the broker has refused a message.
+            DeliveryError: it is gone, or the broker does not let us write.
         """
         if self._lost is not None:
             raise DeliveryError(self._lost, refused=self._refused)
+
+    def fits(self, message: Message) -> bool:
+        """Whether the broker takes a packet of this size, as far as it has said."""
+        return self._largest is None or _size(message) <= self._largest
 
     def publish(self, message: Message) -> MQTTMessageInfo:
         """Hand a message to the socket; the receipt has the number `mid` under which it will be acknowledged.
@@ -119,10 +168,9 @@ class Link:
             DeliveryError: the connection is gone, or the broker takes no packet of this size.
         """
         self.check()
-        size = len(message.topic) + len(message.payload) + _PACKET_HEAD
-        if self._largest is not None and size > self._largest:
+        if not self.fits(message):
             raise DeliveryError(
-                f"a message on {message.topic} needs {size} bytes, and the broker takes {self._largest}; "
+                f"a message on {message.topic} needs {_size(message)} bytes, and the broker takes {self._largest}; "
                 "raise its packet limit"
             )
         properties = Properties(PacketTypes.PUBLISH) if self._v5 else None  # type: ignore[no-untyped-call] # paho's
@@ -138,9 +186,17 @@ class Link:
     def take_acknowledged(self, wait_s: float) -> set[int]:
         """Numbers acknowledged since the last call; waits a while for the first, `wake` or the loss ends the wait."""
         with self._changed:
-            self._changed.wait_for(lambda: self._acknowledged or self._woken or self._lost is not None, wait_s)
+            self._changed.wait_for(
+                lambda: self._acknowledged or self._put_off or self._woken or self._lost is not None, wait_s
+            )
             self._woken = False
             taken, self._acknowledged = self._acknowledged, set()
+        return taken
+
+    def take_refused(self) -> dict[int, str]:
+        """Numbers of messages that the broker refused for themselves since the last call, and why."""
+        with self._changed:
+            taken, self._put_off = self._put_off, {}
         return taken
 
     def wake(self) -> None:
@@ -160,10 +216,12 @@ class Link:
         connection = self._client.socket()
         if isinstance(connection, socket.socket):
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                # Not its own `shutdown`, which by TLS ends encryption first: another thread may be sending.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
         self._client.loop_stop()
         # Without the circle of references the sockets are closed now, not when garbage is next collected.
         self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
+        self._client.on_socket_close = None
 
     def _make(self, broker: Broker, client_id: str, will: Message | None, version: MQTTProtocolVersion) -> Client:
         five = version is MQTTProtocolVersion.MQTTv5
@@ -174,6 +232,9 @@ class Link:
             protocol=version,
             reconnect_on_failure=False,
         )
+        if broker.tls is not None:
+            broker.tls.sslsocket_class = _TlsSocket
+            client.tls_set_context(broker.tls)
         if broker.username is not None:
             client.username_pw_set(broker.username, broker.password)
         if will is not None:
@@ -181,14 +242,20 @@ class Link:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
+        client.on_socket_close = self._on_socket_close
         return client
 
     def _greet(self, broker: Broker, timeout_s: float) -> None:
         self._client.loop_start()
         with self._changed:
             self._changed.wait_for(lambda: self._answer is not None or self._lost is not None, timeout_s)
+        if self._refusal is not None:
+            raise _put_off(broker, self._refusal)
         if self._answer is None:
-            raise DeliveryError(f"broker {broker} did not answer as an MQTT broker does ({self._lost or 'silence'})")
+            hint = "; if it expects TLS, add a section [mqtt.tls]" if broker.tls is None else ""
+            raise DeliveryError(
+                f"broker {broker} did not answer as an MQTT broker does ({self._lost or 'silence'}){hint}"
+            )
         if self._answer.is_failure:
             user = f"user {broker.username!r}" if broker.username else "a client without a user name"
             raise DeliveryError(
@@ -209,22 +276,90 @@ class Link:
 
     def _on_disconnect(self, _: Client, __: object, ___: DisconnectFlags, why: ReasonCode, ____: object) -> None:
         with self._changed:
+            self._blamed = not self._refused and why.value in _FOR_A_MESSAGE
             self._lost = self._lost or ("the connection broke" if why == "Unspecified error" else str(why))
             self._changed.notify_all()
 
+    def _on_socket_close(self, _: Client, __: object, closing: object) -> None:
+        if isinstance(closing, _TlsSocket):
+            self._refusal = closing.refusal
+
     def _on_publish(self, _: Client, __: object, mid: int, answer: ReasonCode, ____: object) -> None:
         with self._changed:
-            if answer.is_failure:
+            if answer.value == _NOT_AUTHORIZED:
                 self._lost = f"it refuses a message: {answer}; let the user write to the station's topics"
                 self._refused = True
+            elif answer.is_failure:
+                self._put_off[mid] = str(answer)
             else:
                 self._acknowledged.add(mid)
             self._changed.notify_all()
 
+
+def _size(message: Message) -> int:
+    """Bytes of the packet, at the most."""
+    return len(message.topic) + len(message.payload) + _PACKET_HEAD
+
+
+def _unreached(broker: Broker, error: Exception) -> DeliveryError:
+    """Why there is no connection, and the cure. What only a person can mend counts as a refusal."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            why = _DISTRUST.get(error.verify_code, _UNKNOWN_AUTHORITY)
+            why = why.format(host=broker.host, reason=error.verify_message)
+            return DeliveryError(f"broker {broker} is not trusted: {why}", refused=True)
+        case ssl.SSLError():
+            return _put_off(broker, error.reason or str(error))
+        case ConnectionResetError() | BrokenPipeError() | TimeoutError() if broker.tls is not None:
+            return _put_off(broker, str(error))
+        case _:
+            return DeliveryError(f"broker {broker} cannot be reached: {error}")
+
+
+def _put_off(broker: Broker, reason: str) -> DeliveryError:
+    """Why the broker does not go on with TLS, from what OpenSSL calls it, and the cure."""
+    if "ALERT" in reason and any(word in reason for word in _CERTIFICATE_ALERTS):
+        return DeliveryError(
+            f"broker {broker} refuses the daemon's certificate, or that it shows none ({reason}); set certificate_file "
+            "and key_file in [mqtt.tls] to a valid one from an authority that the broker trusts",
+            refused=True,
+        )
+    if "PROTOCOL" in reason:
+        return DeliveryError(
+            f"broker {broker} speaks no version of TLS that is safe ({reason}); let it speak 1.2 or later", refused=True
+        )
+    return DeliveryError(
+        f"broker {broker} cannot be reached by TLS ({reason}); see that port in [mqtt] is the one for TLS, mostly 8883"
+    )
+
+
+# By TLS 1.2 a missing certificate is a failed handshake and nothing more.
+# One from an authority that has the name but not the key of the right one is an error of decryption.
+_CERTIFICATE_ALERTS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE", "DECRYPT_ERROR")
+_UNKNOWN_AUTHORITY = (
+    "its certificate comes from no authority that this machine knows ({reason}); set ca_file in [mqtt.tls] to the "
+    "certificate of the authority that signed it"
+)
+_OTHER_NAME = (
+    "its certificate is not for {host} ({reason}); set host in [mqtt] to a name that the certificate has, or have one "
+    "made for this name"
+)
+# By the numbers that OpenSSL gives to what is wrong with a certificate.
+_DISTRUST = {
+    9: "its certificate is not valid yet ({reason}); set the clocks of both machines",
+    10: "its certificate has expired ({reason}); give the broker a new one, or set this machine's clock",
+    62: _OTHER_NAME,
+    64: _OTHER_NAME,
+}
 
 _VERSIONS = {
     "auto": (MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311),
     "5": (MQTTProtocolVersion.MQTTv5,),
     "3.1.1": (MQTTProtocolVersion.MQTTv311,),
 }
+_NOT_AUTHORIZED = 135
+# Reasons to disconnect that a message may have given: unspecified (a connection closed without a word, too), malformed,
+# protocol error, implementation specific, topic name, packet too large, quota, payload format. Not among them: the
+# broker stops, is busy, heard nothing for long, or knows another client of this name.
+_FOR_A_MESSAGE = (128, 129, 130, 131, 144, 149, 151, 153)
 _NOT_MQTT_5 = (132, 1)  # unsupported protocol version, as MQTT 5 and as 3.1.1 number it

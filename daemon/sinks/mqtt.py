@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,16 +12,15 @@ import structlog
 from paho.mqtt.client import MQTTMessageInfo
 
 from daemon import contract
-from daemon.contract import Identity, Message, Quality, StationState
-from daemon.outbox import Entry, Outbox, OutboxError
+from daemon.contract import Identity, Message, StationState
+from daemon.outbox import Outbox, OutboxError
+from daemon.sinks.delivery import Board, Carried, Delivery
 from daemon.sinks.link import GOODBYE_S, Broker, DeliveryError, Link
 
 BACKLOG = 4
 """Pictures that may wait for the socket."""
 PICTURE_CONNECT_TIMEOUT_S = 2.0
-HEARTBEAT_S = 10.0
-QUALITY_INTERVAL_S = 60.0
-LAST_INTERVAL_S = 0.2
+REPLAY_RATE = 200
 BACKOFF_S = (0.5, 30.0)
 """Seconds of the first and the longest pause before another attempt."""
 PICTURE_RETRY_S = 5.0
@@ -30,7 +29,7 @@ log = structlog.get_logger()
 
 
 class StationSink:
-    """One station's session: presence, state, the record in order, and the reject gate's message.
+    """One station's session: presence, state, the record, and the reject gate's message.
 
     `run` belongs to one thread; `actuate` and `notify` may come from any.
     """
@@ -42,17 +41,20 @@ class StationSink:
         outbox: Outbox,
         *,
         state: Callable[[], StationState],
-        quality: Callable[[], Quality],
+        boards: Sequence[Board],
         actuation_ttl_s: float,
+        replay_rate: int = REPLAY_RATE,
         backoff_s: tuple[float, float] = BACKOFF_S,
     ) -> None:
         self._broker = broker
         self._identity = identity
         self._outbox = outbox
         self._state = state
-        self._quality = quality
+        self._boards = boards
         self._ttl_s = actuation_ttl_s
+        self._replay_rate = replay_rate
         self._backoff_s = backoff_s
+        self._carried = Carried()
         self._link: Link | None = None
         self._gate: list[tuple[MQTTMessageInfo, float]] = []
         self._gate_lock = Lock()
@@ -89,8 +91,11 @@ class StationSink:
     def run(self, stop: Event, drain_s: float) -> None:
         """Deliver until `stop`, then until the outbox is empty or `drain_s` is over.
 
-        A lost broker is sought again as often as it takes, but not after `stop`: what is left waits in the outbox.
+        A lost broker is sought again as often as it takes, but not after `stop`: what is left waits in the outbox. What
+        an earlier run has quarantined is tried again.
         """
+        with suppress(OutboxError):  # a full disk, say; they wait for the next start
+            self._outbox.release(self._identity.station)
         attempt = 0
         while True:
             began = time.monotonic()
@@ -114,8 +119,18 @@ class StationSink:
         try:
             with self._gate_lock:
                 self._link = link
-            delivery = _Delivery(link, self._identity, self._outbox, patience_s=2 * self._broker.keepalive_s)
-            self._deliver(delivery, stop, drain_s)
+            delivery = Delivery(
+                link,
+                self._identity,
+                self._outbox,
+                self._carried,
+                replay_rate=self._replay_rate,
+                patience_s=2 * self._broker.keepalive_s,
+            )
+            try:
+                self._deliver(delivery, stop, drain_s)
+            finally:
+                delivery.break_off()
         except DeliveryError as error:
             raise DeliveryError(f"lost the broker {self._broker}: {error}", refused=error.refused) from error
         finally:
@@ -123,20 +138,18 @@ class StationSink:
                 self._link, self._gate = None, []
             link.close()
 
-    def _deliver(self, delivery: "_Delivery", stop: Event, drain_s: float) -> None:
+    def _deliver(self, delivery: Delivery, stop: Event, drain_s: float) -> None:
         """Use one connection until it is lost (DeliveryError) or the work is done."""
-        delivery.tell(self._state())
-        delivery.tell_quality(self._quality())
+        delivery.show(self._boards)
         delivery.link.publish(self._status(online=True, reason="running"))
         try:
             while not stop.is_set() or drain_s > 0:
                 began = time.monotonic()
                 delivery.send_record()
-                delivery.tell(self._state())
-                delivery.tell_quality(self._quality())
+                delivery.show(self._boards)
                 if stop.is_set() and delivery.complete:
                     break
-                delivery.settle(LAST_INTERVAL_S)
+                delivery.settle()
                 if stop.is_set():
                     drain_s -= time.monotonic() - began
         finally:
@@ -164,80 +177,6 @@ class StationSink:
         """Full jitter up to a doubling ceiling; a refusal waits for a person, so the longest."""
         shortest, longest = self._backoff_s
         return longest if refused else random.uniform(0, min(longest, shortest * 2**attempt))  # noqa: S311 -- jitter
-
-
-class _Delivery:
-    """What one connection has sent of a station's record and state, and what of it has arrived."""
-
-    def __init__(self, link: Link, identity: Identity, outbox: Outbox, patience_s: float) -> None:
-        self.link = link
-        self._patience_s = patience_s
-        self._identity = identity
-        self._outbox = outbox
-        self._in_flight: dict[int, int] = {}
-        self._arrived: list[int] = []
-        self._sent = 0
-        self._late_until = outbox.last_seq(identity.station)
-        self._newest: Entry | None = None
-        self._last_at = self._told_at = -HEARTBEAT_S
-        self._told: tuple[str, ...] = ()
-        self._assured: tuple[object, ...] | None = None
-        self._assured_at = 0.0
-        self._heard_at = time.monotonic()
-
-    @property
-    def complete(self) -> bool:
-        """Everything sent has arrived, and `last` shows the newest."""
-        return not self._in_flight and self._newest is None
-
-    def send_record(self) -> None:
-        """Send what the outbox holds, in order, as far as the window allows; then `last`, at most 5 times a second."""
-        room = self.link.window - len(self._in_flight)
-        for entry in self._outbox.entries(self._identity.station, self._sent, room):
-            payload = contract.as_replayed(entry.payload) if entry.seq <= self._late_until else entry.payload
-            self._in_flight[self.link.publish(contract.record(self._identity, payload)).mid] = entry.seq
-            self._sent = entry.seq
-            self._newest = entry
-        now = time.monotonic()
-        if self._newest is not None and now - self._last_at >= LAST_INTERVAL_S:
-            self.link.publish(contract.last(self._identity, self._newest.payload))
-            self._newest, self._last_at = None, now
-
-    def tell(self, state: StationState) -> None:
-        """Publish the state if it changed, or as a heartbeat."""
-        now = time.monotonic()
-        essence = (state.state, state.camera, state.drift, state.challenge)
-        if essence != self._told or now - self._told_at >= HEARTBEAT_S:
-            self.link.publish(contract.encode_state(self._identity, state, datetime.now(UTC)))
-            self._told, self._told_at = essence, now
-
-    def tell_quality(self, quality: Quality) -> None:
-        """Publish the quality if something began or ended, or once a minute."""
-        now = time.monotonic()
-        essence = (quality.challenge, *sorted(name for name, reading in quality.watches.items() if reading.alarm))
-        if essence != self._assured or now - self._assured_at >= QUALITY_INTERVAL_S:
-            self.link.publish(contract.encode_quality(self._identity, quality, datetime.now(UTC)))
-            self._assured, self._assured_at = essence, now
-
-    def settle(self, wait_s: float) -> None:
-        """Wait a little for acknowledgements, and forget the verdicts that have arrived.
-
-        Raises:
-            DeliveryError: the connection is gone, or does not acknowledge.
-        """
-        acknowledged = self.link.take_acknowledged(wait_s)
-        arrived = [self._in_flight.pop(mid) for mid in acknowledged if mid in self._in_flight]
-        now = time.monotonic()
-        if arrived or not self._in_flight:
-            self._heard_at = now
-        self._arrived += arrived
-        if self._arrived:
-            with suppress(OutboxError):  # a full disk, say; they are forgotten when it has room
-                self._outbox.forget(self._identity.station, self._arrived)
-                self._arrived = []
-        self.link.check()
-        if now - self._heard_at > self._patience_s:  # a broker may answer pings and still take nothing
-            raise DeliveryError(f"it has acknowledged no verdict for {self._patience_s:.0f} s")
 
 
 class PictureSink:

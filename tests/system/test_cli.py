@@ -37,6 +37,7 @@ def test_train_leaves_a_calibrated_model_and_the_split_it_was_made_with(model: P
         "split.json",
         "calibration.json",
         "calibration.html",
+        "calibration.history",
     }
 
 

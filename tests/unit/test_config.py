@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 import config
 from config.load import ConfigError, load, read_password
-from config.schema import Challenge, FolderSource, Mqtt, Regions, clean_name, options
+from config.schema import Challenge, FolderSource, Mqtt, Regions, Tls, clean_name, options
 
 SAMPLE = Path(config.__file__).parent / "inspectd.toml"
 MASKS = ("roi", "ignore")
@@ -29,6 +29,10 @@ model = "models/screw"
 [station.source]
 type = "folder"
 path = "incoming"
+"""
+TLS = """
+[mqtt.tls]
+ca_file = "ca.crt"
 """
 SECOND_STATION = """
 [[station]]
@@ -97,11 +101,18 @@ def test_the_smallest_configuration_has_all_defaults(file: Path) -> None:
 
 def test_the_regions_of_each_station_are_its_own(file: Path) -> None:
     told = '[station.regions]\nsmallest_area_px = 40\ncount = 3\nroi = "roi.png"\nignore = "/srv/ignore.png"\n'
-    file.write_text(SMALLEST + told + SECOND_STATION)
+    own = SMALLEST.replace('model = "models/screw"', 'model = "models/screw"\ncalibration = "cam1.json"', 1)
+    file.write_text(own + told + SECOND_STATION)
     first, second = load(file, {}).stations
     masks = {"roi": file.parent / "roi.png", "ignore": Path("/srv/ignore.png")}
     assert first.regions == Regions(smallest_area_px=40, count=3, **masks)
     assert second.regions == Regions()
+
+
+def test_stations_with_other_regions_cannot_share_a_calibration(file: Path) -> None:
+    file.write_text(SMALLEST + "[station.regions]\nsmallest_area_px = 40\n" + SECOND_STATION)
+    with pytest.raises(ConfigError, match=r"calibration of station\[0\] .* whose \[station.regions\] are others"):
+        load(file, {})
 
 
 def test_relative_paths_start_at_the_folder_of_the_file(file: Path, tmp_path: Path) -> None:
@@ -188,7 +199,7 @@ def test_a_user_without_a_password_is_valid(file: Path) -> None:
 def test_a_password_loses_one_line_end_and_nothing_else(tmp_path: Path, content: bytes, password: str) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(content)
-    assert read_password(Mqtt(host="broker", username="u", password_file=secret)) == password
+    assert read_password(Mqtt(host="::1", username="u", password_file=secret)) == password
 
 
 def test_the_password_is_never_shown(file: Path) -> None:
@@ -206,11 +217,96 @@ def test_a_password_written_into_the_configuration_is_refused_without_repeating_
     assert "opensesame" not in fault
 
 
+def test_a_section_for_tls_has_its_port_its_paths_and_a_host_name_that_is_verified(file: Path) -> None:
+    file.write_text(
+        replaced("port = 1883\n", "") + f'{TLS}certificate_file = "edge7.crt"\nkey_file = "/etc/edge7.key"\n'
+    )
+    mqtt = load(file, {}).mqtt
+    assert mqtt.port == 8883
+    assert mqtt.tls == Tls(
+        ca_file=file.parent / "ca.crt",
+        certificate_file=file.parent / "edge7.crt",
+        key_file=Path("/etc/edge7.key"),
+        verify_host_name=True,
+    )
+
+
+def test_a_port_that_is_given_goes_before_that_of_tls(file: Path) -> None:
+    file.write_text(SMALLEST + TLS)
+    assert load(file, {}).mqtt.port == 1883
+
+
+def test_an_empty_section_for_tls_trusts_the_authorities_of_the_system(file: Path) -> None:
+    file.write_text(f"{SMALLEST}[mqtt.tls]\n")
+    assert load(file, {}).mqtt.tls == Tls(ca_file=None, certificate_file=None, key_file=None, verify_host_name=True)
+
+
+def test_the_key_comes_from_the_systemd_credential_where_there_is_a_section_for_tls(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mqtt_key").touch()
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert load(file, environ).mqtt.tls is None
+    file.write_text(f'{SMALLEST}{TLS}certificate_file = "edge7.crt"\n')
+    tls = load(file, environ).mqtt.tls
+    assert tls is not None
+    assert tls.key_file == tmp_path / "mqtt_key"
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost", "127.0.0.1", "127.8.9.10", "::1"])
+def test_this_machine_may_be_spoken_to_without_tls(file: Path, host: str) -> None:
+    file.write_text(replaced("127.0.0.1", host))
+    assert load(file, {}).mqtt.tls is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["broker", "localhost.plant.example", "127.0.0.1.plant.example", "128.0.0.1", "192.168.0.2", "fe80::1"],
+)
+def test_another_machine_is_spoken_to_without_tls_only_where_the_file_says_so(file: Path, host: str) -> None:
+    (fault,) = faults(file, replaced("127.0.0.1", host))
+    assert fault.startswith(f"{file}: mqtt.tls: is missing, ")
+    assert host in fault
+    assert "Add a section [mqtt.tls], or allow_plain = true under [mqtt]." in fault
+    file.write_text(replaced("127.0.0.1", host).replace("port = 1883", "allow_plain = true"))
+    assert load(file, {}).mqtt.port == 1883
+    file.write_text(replaced("127.0.0.1", host) + TLS)
+    assert load(file, {}).mqtt.host == host
+
+
+@pytest.mark.parametrize(
+    ("lines", "option", "cure"),
+    [
+        ('certificate_file = "a.crt"', "key_file", 'is missing. Add a line "key_file = …" under [mqtt.tls].'),
+        ('key_file = "a.key"', "key_file", 'there is no certificate. Add certificate_file = "…" to [mqtt.tls]'),
+        ("certificate_file = 7", "certificate_file", "7 is not text. Put the value in quotes"),
+        ("verify_host_name = false", "verify_host_name", 'Add ca_file = "…" to [mqtt.tls]'),
+        ('ca_file = ""\nverify_host_name = false', "ca_file", "is not a path"),
+        ('cafile = "ca.crt"', "cafile", 'Did you mean "ca_file"?'),
+        ("port = 8883", "port", "belongs under [mqtt]?"),
+    ],
+)
+def test_a_fault_of_tls_is_told_once_with_key_and_cure(file: Path, lines: str, option: str, cure: str) -> None:
+    (fault,) = faults(file, f"{SMALLEST}[mqtt.tls]\n{lines}\n")
+    assert fault.startswith(f"{file}: mqtt.tls.{option}: ")
+    assert cure in fault
+
+
+def test_the_host_name_may_go_unverified_beside_a_file_of_authorities(file: Path) -> None:
+    file.write_text(f"{SMALLEST}{TLS}verify_host_name = false\n")
+    tls = load(file, {}).mqtt.tls
+    assert tls is not None
+    assert not tls.verify_host_name
+
+
+def test_tls_that_is_no_section_is_refused_once(file: Path) -> None:
+    (fault,) = faults(file, replaced("port = 1883", "tls = true"))
+    assert fault.startswith(f"{file}: mqtt.tls: is not written as a section. Start it with the line [mqtt.tls]")
+
+
 def test_a_password_file_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"nowhere: mqtt.password_file: cannot be read \(No such file.*Put the password"
     ):
-        read_password(Mqtt(host="broker", username="u", password_file=tmp_path / "nowhere"))
+        read_password(Mqtt(host="::1", username="u", password_file=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"\xff\xfe", "UTF-8"), (b"\n", "is empty"), (b"", "is empty")])
@@ -218,7 +314,7 @@ def test_a_password_file_without_a_password_is_named(tmp_path: Path, content: by
     secret = tmp_path / "secret"
     secret.write_bytes(content)
     with pytest.raises(ConfigError, match=f"{secret}: mqtt.password_file: .*{words}"):
-        read_password(Mqtt(host="broker", username="u", password_file=secret))
+        read_password(Mqtt(host="::1", username="u", password_file=secret))
 
 
 def test_a_missing_file_is_named_with_a_cure(tmp_path: Path) -> None:
@@ -386,7 +482,7 @@ def test_a_challenge_test_is_read_and_is_absent_otherwise(file: Path) -> None:
         ("smallest_area_px = 0\ncount = 2", "count", "2 cannot be counted without a size"),
         ('roi = ""', "roi", "is not a path. Name a file or folder"),
         ("ignore = [1]", "ignore", "a list is not text. Put the value in quotes"),
-        ('mask = "roi.png"', "mask", "known here: smallest_area_px, count, roi, ignore"),
+        ('polygon = "roi.png"', "polygon", "known here: smallest_area_px, count, roi, ignore"),
     ],
 )
 def test_a_fault_of_the_regions_is_told_once_with_key_and_cure(file: Path, told: str, name: str, cure: str) -> None:
@@ -427,7 +523,7 @@ def test_a_good_topic_prefix_is_taken(file: Path, prefix: str) -> None:
 
 @pytest.mark.parametrize("host", ["broker", "broker.plant.example", "::1", "192.168.0.2"])
 def test_names_and_addresses_are_hosts(file: Path, host: str) -> None:
-    file.write_text(replaced("127.0.0.1", host))
+    file.write_text(replaced("127.0.0.1", host) + TLS)
     assert load(file, {}).mqtt.host == host
 
 
@@ -439,13 +535,13 @@ def test_an_empty_file_lacks_both_sections(file: Path) -> None:
 
 
 def test_an_empty_list_of_stations_is_refused(file: Path) -> None:
-    (fault,) = faults(file, 'station = []\n[mqtt]\nhost = "broker"\n')
+    (fault,) = faults(file, 'station = []\n[mqtt]\nhost = "localhost"\n')
     assert "station: " in fault
     assert "Add a section [[station]]." in fault
 
 
 def test_a_station_that_is_no_section_is_refused_once(file: Path) -> None:
-    (fault,) = faults(file, 'station = [1]\n[mqtt]\nhost = "broker"\n')
+    (fault,) = faults(file, 'station = [1]\n[mqtt]\nhost = "localhost"\n')
     assert f"{file}: station[0]: is not written as a section." in fault
 
 
@@ -529,12 +625,14 @@ def test_the_sample_shows_the_defaults(file: Path) -> None:
         (uncommented.pop("node"), shipped.pop("node")),
         (uncommented["mqtt"].pop("username"), shipped["mqtt"].pop("username")),
         (uncommented["mqtt"].pop("password_file"), shipped["mqtt"].pop("password_file")),
+        (tls := uncommented["mqtt"].pop("tls"), shipped["mqtt"].pop("tls")),
         *[(uncommented["stations"][0]["regions"].pop(n), shipped["stations"][0]["regions"].pop(n)) for n in MASKS],
         (uncommented["stations"][0].pop("calibration"), shipped["stations"][0].pop("calibration")),
         (challenge := uncommented["stations"][0].pop("challenge"), shipped["stations"][0].pop("challenge")),
     ]
     assert all(example != default for example, default in examples)
     assert uncommented == shipped
+    assert tls == Tls(**{key: tls[key] for key in ("ca_file", "certificate_file", "key_file")}).model_dump()
     assert challenge == Challenge(**{key: challenge[key] for key in ("name", "good", "bad")}).model_dump()
 
 

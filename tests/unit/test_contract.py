@@ -1,211 +1,44 @@
 """What subscribers rely on does not move: bytes, keys, types and sizes, whatever a part or a file is called."""
 
-import json
-import math
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
-from typing import Any
+from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from calibration.calibration import LEAST_P, Provenance, fit
+from calibration.calibration import LEAST_P
 from calibration.drift import Reading
 from daemon import contract
-from daemon.canaries import CAUSES
 from daemon.challenge import ChallengeStatus
-from daemon.contract import Identity, Message, Quality, StationState
+from daemon.contract import Identity, Message, Picture, Quality, StationState
 from daemon.images import MAX_PIXELS, MAX_SIDE
-from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
+from daemon.messages import Decision, Latency, Outcome, Reason, Verdict
 from daemon.regions import Region
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-IDENTITY = Identity(
-    prefix="acme/lyon/press",
-    node="edge7",
-    station="top",
-    boot_id="9f31c2aa",
-    model="flange-a",
-    model_sha256="3b7e0c5d9a1f" * 5 + "beef",
-    calibration="51c0ffee51c0",
-    fpr_target=0.01,
-)
-CAPTURE = Capture(
-    id="01JDA5ZK3V9Q4W8R7T6Y5M2N1P",
-    station="top",
-    part_id="SN-00091827364",
-    captured_at=datetime(2026, 11, 22, 7, 58, 3, 482_000, UTC),
-    arrived_at=datetime(2026, 11, 22, 7, 58, 3, 490_000, UTC),
-    seen_at=17.25,
-    origin="/srv/press/top/SN-00091827364.png",
-)
-PASSED = Verdict(
-    seq=184213,
-    capture=CAPTURE,
-    decision=Decision(Outcome.PASS, Reason.NONE, "", 0.4375, 0.3125, 0.5, 0.75),
-    decided_at=datetime(2026, 11, 22, 7, 58, 3, 731_999, UTC),
-    latency=Latency(queue=1.5, infer=41.0625, total=249.999),
-)
-FAILED = replace(
-    PASSED,
-    decision=Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 0.91875, 0.001, 0.5, 0.75),
-    regions=(Region(412, 96, 40, 25, 731.5, 1.8375, 1.40625), Region(0, 600, 8, 8, 64.0, 1.1, 1.0625)),
-)
-UNCERTAIN = replace(
-    PASSED,
-    decision=Decision(Outcome.UNCERTAIN, Reason.UNCERTAIN_BAND, "", 0.55, 0.01, 0.5, 0.75),
-    regions=(Region(412, 96, 8, 8, 64.0, 1.1, 1.0625),),
-)
-UNREADABLE = replace(
-    PASSED,
-    decision=Decision(Outcome.ERROR, Reason.DECODE_FAILED, 'Größe 0: "leer"', None, None, 0.5, 0.5),
-    latency=Latency(queue=0.0, infer=0.00004, total=1e7),
-)
-STATE = StationState("ContinuousExecution", "online", "ok", "ok", 41, 0, 184213, 86211)
-AT = datetime(2026, 11, 22, 7, 58, 4, 1_000, UTC)
-CALIBRATION = replace(
-    fit(
-        [1 + number / 500 for number in range(500)],
-        alpha=0.01,
-        provenance=Provenance("3b7e0c5d9a1f", "d" * 64, datetime(2026, 11, 20, 6, 30, tzinfo=UTC)),
-    ),
-    id="51c0ffee51c0",
-)
-STEADY = Reading(1204, "ok", "ok", "ok", 0.512, 2.4375, 0.0, -1.25, "")
-DARKER = Reading(1209, "ok", "alarm", "ok", 0.53, 0.0, 14.8125, 2.5, "down")
-QUALITY = Quality(
+from tests.payloads import (
+    AT,
     CALIBRATION,
-    "light",
-    {"score": STEADY, "brightness": DARKER, "contrast": STEADY, "sharpness": STEADY, "shift": STEADY},
-    ChallengeStatus("failed", AT - timedelta(hours=9), None, 1, 4, 'LS-12 (bad) passed; send all 4 parts of "box 3"'),
+    CAPTURE,
+    EPOCH,
+    FAILED,
+    GOLDEN,
+    IDENTITY,
+    PASSED,
+    PAYLOADS,
+    QUALITY,
+    STATE,
+    UNCERTAIN,
+    UNREADABLE,
+    UNWATCHED,
+    identities,
+    moments,
+    parse,
+    qualities,
+    shape,
+    unhurried,
+    verdicts,
 )
-UNWATCHED = Quality(CALIBRATION, "off", {}, None)
-
-PAYLOADS: dict[str, Callable[[], bytes]] = {
-    "verdict_pass.json": lambda: contract.encode_verdict(IDENTITY, PASSED),
-    "verdict_fail.json": lambda: contract.encode_verdict(IDENTITY, FAILED),
-    "verdict_uncertain.json": lambda: contract.encode_verdict(IDENTITY, UNCERTAIN),
-    "verdict_error.json": lambda: contract.encode_verdict(IDENTITY, UNREADABLE),
-    "plc.json": lambda: contract.encode_actuation(IDENTITY, FAILED, 2.0).payload,
-    "status.json": lambda: contract.encode_status(IDENTITY, online=True, reason="running", at=AT).payload,
-    "state.json": lambda: contract.encode_state(IDENTITY, STATE, AT).payload,
-    "quality.json": lambda: contract.encode_quality(IDENTITY, QUALITY, AT).payload,
-}
-
-characters = st.one_of(
-    st.characters(max_codepoint=0x1F),
-    st.sampled_from('"\\/\x7f\u2028é\U0001f600\udc80\udcff'),
-    st.characters(codec=None),
-)
-texts = st.one_of(st.text(characters, max_size=300), characters.map(lambda character: 5000 * character))
-finite = st.floats(allow_nan=False, allow_infinity=False)
-positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
-measured = st.one_of(finite, st.floats(-1e-3, 1e-3))
-zones = st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=45))])
-whole_milliseconds = st.integers(1, 253_402_200_000_000).map(lambda ms: EPOCH + timedelta(milliseconds=ms))
-moments = st.one_of(
-    st.builds(datetime.astimezone, whole_milliseconds, zones),
-    st.datetimes(datetime(1970, 1, 2), datetime(9999, 12, 30), timezones=zones),  # noqa: DTZ001 -- they get their zone
-)
-pixels = st.integers(0, MAX_SIDE)
-regions = st.builds(Region, pixels, pixels, pixels, pixels, st.floats(0, MAX_PIXELS), measured, measured)
-counts = st.integers(0, 2**53 - 1)
-statuses = st.sampled_from(["ok", "alarm"])
-readings = st.builds(
-    Reading,
-    counts,
-    statuses,
-    statuses,
-    statuses,
-    st.one_of(st.just(math.nan), st.floats(0, 1)),
-    st.floats(0, 20),
-    st.floats(0, 20),
-    st.floats(-1000, 1000),
-    st.sampled_from(["up", "down", ""]),
-)
-tests = st.builds(
-    ChallengeStatus,
-    st.sampled_from(["ok", "due", "failed"]),
-    st.none() | moments,
-    st.none() | moments,
-    st.integers(0, 1_000_000),
-    st.integers(0, 1_000_000),
-    texts,
-)
-qualities = st.builds(
-    Quality,
-    st.just(replace(CALIBRATION, n_effective=10**9)),
-    st.sampled_from([*CAUSES.values(), "product", "ok", "off"]),
-    st.dictionaries(st.sampled_from(contract.WATCHES), readings),
-    st.none() | tests,
-)
-unhurried = settings(deadline=None, max_examples=100)
-
-
-@st.composite
-def verdicts(draw: st.DrawFn) -> Verdict:
-    outcome = draw(st.sampled_from(Outcome))
-    blind = outcome is Outcome.ERROR and draw(st.booleans())
-    capture = Capture("0" * 26, "s" * 32, draw(texts), draw(moments), draw(moments), 0.0, draw(texts))
-    decision = Decision(
-        outcome,
-        draw(st.sampled_from(Reason)),
-        draw(texts),
-        None if blind else draw(measured),
-        None if blind else draw(st.floats(LEAST_P, 1)),
-        draw(positive),
-        draw(positive),
-    )
-    latency = Latency(draw(measured), draw(measured), draw(measured))
-    found = tuple(draw(st.lists(regions, max_size=9)))
-    return Verdict(
-        draw(st.integers(1, 2**53 - 1)), capture, decision, draw(moments), latency, found, draw(st.booleans())
-    )
-
-
-@st.composite
-def identities(draw: st.DrawFn) -> Identity:
-    return Identity("p", "n" * 32, "s" * 32, "b" * 8, draw(texts), "f" * 64, "c" * 12, draw(st.floats(0, 1)))
-
-
-def leaves(content: object) -> Iterator[object]:
-    if isinstance(content, dict | list):
-        for inner in content.values() if isinstance(content, dict) else content:
-            yield from leaves(inner)
-    else:
-        yield content
-
-
-def parse(payload: bytes) -> dict[str, Any]:
-    """Read a payload as a strict consumer does, and see that its numbers are plain."""
-
-    def plain(text: str) -> float:
-        assert re.fullmatch(r"-?\d+\.\d+", text), text
-        assert text != "-0.0"
-        return float(text)
-
-    def refuse(text: str) -> None:
-        raise AssertionError(f"{text} is no number")
-
-    content: dict[str, Any] = json.loads(payload.decode(), parse_float=plain, parse_constant=refuse)
-    assert None not in list(leaves(content))
-    return content
-
-
-def shape(content: object) -> object:
-    """The keys in their order, each with the type of its value; of a list the shapes that its entries have."""
-    if isinstance(content, dict):
-        return [(key, shape(value)) for key, value in content.items()]
-    if isinstance(content, list):
-        return [list, *{repr(shape(value)) for value in content}]
-    return type(content)
-
 
 REGION = shape(parse(PAYLOADS["verdict_fail.json"]())["regions"][0])
 
@@ -224,7 +57,7 @@ def test_every_verdict_is_plain_whole_and_small_whatever_the_texts(identity: Ide
     assert [shape(region) for region in content["regions"]] == [REGION] * len(content["regions"])
     assert len(content["regions"]) <= 8
     assert content["region_count"] == len(verdict.regions)
-    assert content["neg_log10_p"] == -1.0 or 0.0 <= content["neg_log10_p"] <= 9.0
+    assert content["neg_log10_p"] == -1.0 or 0.0 <= content["neg_log10_p"] <= 6.0
     assert shape(content | {"regions": []}) == shape(parse(PAYLOADS["verdict_pass.json"]()))
     assert content["reject"] == (content["verdict"] != "PASS")
     assert content["replayed"] is False
@@ -246,13 +79,45 @@ def test_every_actuation_is_plain_whole_and_small_whatever_the_texts(
 
 
 @unhurried
-@given(verdicts())
-def test_every_picture_comment_is_plain_and_small(verdict: Verdict) -> None:
-    comment = contract.encode_picture_comment(verdict)
+@given(verdicts(), st.sampled_from(Picture))
+@example(replace(PASSED, seq=2**53 - 1, capture=replace(CAPTURE, part_id=64 * "é")), Picture.SOURCE)
+def test_every_picture_comment_is_plain_ascii_and_small(verdict: Verdict, kind: Picture) -> None:
+    comment = contract.encode_picture_comment(verdict, kind)
     content = parse(comment)
-    assert len(comment) <= 512
-    assert content["id"] == verdict.capture.id
-    assert content["seq"] == verdict.seq
+    assert comment.isascii()
+    assert len(comment) <= 1024
+    assert (content["id"], content["seq"], content["kind"]) == (verdict.capture.id, verdict.seq, kind.value)
+    assert content["part_id"] == parse(contract.encode_verdict(IDENTITY, verdict))["part_id"]
+
+
+def test_tags_are_scalars_in_plain_text_and_the_number_comes_last() -> None:
+    def told(verdict: Verdict) -> dict[str, bytes]:
+        return {
+            message.topic.rpartition("/")[2]: message.payload for message in contract.encode_tags(IDENTITY, verdict)
+        }
+
+    assert told(FAILED) == {
+        "verdict_code": b"2",
+        "reject": b"true",
+        "score": b"1.837",
+        "part_id": b"SN-00091827364",
+        "seq": b"184213",
+    }
+    assert list(told(FAILED))[-1] == "seq"
+    assert (told(PASSED)["reject"], told(PASSED)["verdict_code"]) == (b"false", b"1")
+    assert (told(UNREADABLE)["reject"], told(UNREADABLE)["score"]) == (b"true", b"-1.0")
+    assert contract.encode_ready(IDENTITY, ready=True).payload == b"true"
+    assert contract.encode_ready(IDENTITY, ready=False).payload == b"false"
+
+
+@unhurried
+@given(verdicts())
+def test_every_tag_is_small_and_never_empty_which_would_delete_it(verdict: Verdict) -> None:
+    tags = contract.encode_tags(IDENTITY, verdict)
+    assert all(1 <= len(tag.payload) <= 128 for tag in tags)
+    score = next(tag.payload.decode() for tag in tags if tag.topic.endswith("/score"))
+    assert re.fullmatch(r"-?\d+\.\d+", score)
+    assert score == repr(parse(contract.encode_actuation(IDENTITY, verdict, 2.0).payload)["sc"])
 
 
 @unhurried
@@ -344,7 +209,7 @@ def test_without_an_uncertain_band_a_part_fails_above_the_threshold() -> None:
     assert content["fail_threshold"] == content["threshold"] == 1.0
 
 
-@pytest.mark.parametrize(("p", "told", "logarithm"), [(1.0, 1.0, 0.0), (0.001, 0.001, 3.0), (LEAST_P, 0.0, 9.0)])
+@pytest.mark.parametrize(("p", "told", "logarithm"), [(1.0, 1.0, 0.0), (0.001, 0.001, 3.0), (LEAST_P, 0.0001, 6.0)])
 def test_the_logarithm_of_p_tells_what_its_six_decimals_cannot(p: float, told: float, logarithm: float) -> None:
     content = parse(contract.encode_verdict(IDENTITY, replace(FAILED, decision=replace(FAILED.decision, p_value=p))))
     assert (content["p_value"], content["neg_log10_p"]) == (told, logarithm)
@@ -472,6 +337,7 @@ def test_a_name_that_is_no_text_does_not_stop_the_line() -> None:
 
 def messages() -> dict[str, Message]:
     payload = contract.encode_verdict(IDENTITY, PASSED)
+    scalars = [*contract.encode_tags(IDENTITY, PASSED), contract.encode_ready(IDENTITY, ready=True)]
     return {
         "status": contract.encode_status(IDENTITY, online=True, reason="running", at=AT),
         "state": contract.encode_state(IDENTITY, STATE, AT),
@@ -479,27 +345,35 @@ def messages() -> dict[str, Message]:
         "verdict": contract.record(IDENTITY, payload),
         "last": contract.last(IDENTITY, payload),
         "plc": contract.encode_actuation(IDENTITY, PASSED, 2.0),
-        "image/overlay": contract.overlay(IDENTITY, b"\xff\xd8"),
+        "image/overlay": contract.picture(IDENTITY, Picture.OVERLAY, b"\xff\xd8"),
+        "image/map": contract.picture(IDENTITY, Picture.MAP, b"\x89PNG"),
+        "image/source": contract.picture(IDENTITY, Picture.SOURCE, b"\xff\xd8"),
+        **{message.topic.removeprefix("acme/lyon/press/top/"): message for message in scalars},
     }
 
 
 def test_every_topic_is_a_leaf_of_the_station_and_none_is_above_another() -> None:
-    topics = [message.topic for message in messages().values()]
-    assert topics == [f"acme/lyon/press/top/{leaf}" for leaf in messages()]
+    assert [message.topic for message in messages().values()] == [f"acme/lyon/press/top/{leaf}" for leaf in messages()]
+    elsewhere = {"birth", "stats", "alarm/event", "alarm/active", "event"}
+    assert set(messages()) | elsewhere == set(contract.TOPICS)
+    topics = [IDENTITY.topic(leaf) for leaf in contract.TOPICS]
     assert not [(one, other) for one in topics for other in topics if other.startswith(one + "/")]
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,32}(/[A-Za-z0-9_-]{1,32}){0,9}", topic) for topic in topics)
+    assert all(leaf.count("/") <= 2 for leaf in contract.TOPICS)  # six levels of prefix and the station come before
 
 
-def test_what_lasts_is_retained_what_is_late_expires_and_only_pictures_may_be_lost() -> None:
+def test_what_lasts_is_retained_what_is_late_expires_and_only_views_may_be_lost() -> None:
     sent = messages()
-    assert {leaf for leaf, message in sent.items() if message.retain} == {"status", "state", "quality", "last"}
-    assert {leaf: message.expires_s for leaf, message in sent.items() if message.expires_s} == {
-        "last": 3600,
-        "plc": 2,
-        "image/overlay": 60,
-    }
-    assert {leaf for leaf, message in sent.items() if message.qos == 0} == {"image/overlay"}
-    assert {leaf for leaf, message in sent.items() if message.content_type != "application/json"} == {"image/overlay"}
+    pictures = {"image/overlay", "image/map", "image/source"}
+    tags = {leaf for leaf in sent if leaf.startswith("tag/")}
+    assert len(tags) == 6
+    assert {leaf for leaf, message in sent.items() if message.retain} == {"status", "state", "quality", "last"} | tags
+    expiring = {leaf: message.expires_s for leaf, message in sent.items() if message.expires_s}
+    assert expiring == {"last": 3600, "plc": 2} | dict.fromkeys(pictures, 60)
+    assert {leaf for leaf, message in sent.items() if message.qos == 0} == pictures | tags
+    for leaf, message in sent.items():
+        schema = contract.TOPICS[leaf]
+        assert message.content_type == ("application/json" if schema.startswith("inspectd.") else schema)
 
 
 def test_ready_follows_the_state() -> None:

@@ -11,6 +11,8 @@ from typer.main import get_command
 
 from config.load import load
 from daemon import canaries, contract
+from daemon.alarms import DEFINITIONS
+from daemon.announcements import EventKind
 from daemon.challenge import ChallengeStatus
 from daemon.cli import app
 from daemon.messages import Outcome, Reason
@@ -61,11 +63,23 @@ def test_every_drift_and_every_result_of_a_challenge_test_is_listed_with_what_to
         assert set(re.findall(r"^\| `(\w+)` \|", table.partition("\n\n")[0], re.MULTILINE)) == values
 
 
-def test_every_topic_is_listed() -> None:
-    source = (ROOT / "daemon/contract.py").read_text()
-    leaves = set(re.findall(r'topic\("([a-z/]+)"\)', source))
-    assert len(leaves) == 7
-    assert all(f"`B/{leaf}`" in MQTT for leaf in leaves)
+def test_every_topic_is_listed_with_the_schema_of_its_json() -> None:
+    for leaf, schema in contract.TOPICS.items():
+        assert f"`B/{leaf}`" in MQTT
+        assert schema in MQTT or not schema.startswith("inspectd.")
+
+
+def test_every_alarm_is_listed_with_its_priority_and_its_delays() -> None:
+    _, _, table = MQTT.partition("| `alarm_id` | `priority` |")
+    listed = re.findall(r"^\| `(\w+)` \| (\d) \| (\d+) s, (\d+) s \|", table.partition("\n\n")[0], re.MULTILINE)
+    assert [(name, int(priority), float(on), float(off)) for name, priority, on, off in listed] == [
+        (id_.value, alarm.priority, alarm.on_s, alarm.off_s) for id_, alarm in DEFINITIONS.items()
+    ]
+
+
+def test_every_kind_of_event_is_listed() -> None:
+    _, _, table = MQTT.partition("| `kind` | what happened |")
+    assert re.findall(r"^\| `(\w+)` \|", table.partition("\n\n")[0], re.MULTILINE) == [kind.value for kind in EventKind]
 
 
 def test_the_smallest_configuration_of_the_readme_is_one(tmp_path: Path) -> None:

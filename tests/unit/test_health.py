@@ -12,7 +12,7 @@ from daemon.challenge import Challenge, ChallengeSet
 from daemon.contract import STATES
 from daemon.health import StationHealth
 from daemon.judgement import judge
-from daemon.messages import Outcome
+from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
 from daemon.quality import StationQuality
 from detectors.base import Prediction
 
@@ -30,7 +30,7 @@ def healthy(challenge: Challenge | None = None, last_seq: int = 0) -> StationHea
 def see(health: StationHealth, score: float, part_id: str = "part") -> None:
     """Let a part of some score through."""
     decision = judge(Prediction(score, np.zeros((2, 2), np.float32)), CALIBRATION)
-    health.quality.confirm(part_id, decision)
+    health.quality.conclude(part_id, decision)
     health.quality.observe(IMAGE, decision)
 
 
@@ -51,11 +51,38 @@ def test_an_absent_source_is_an_error_until_it_is_back() -> None:
     assert health.state(0).state in STATES
 
 
+def concluded(
+    seq: int, outcome: Outcome, reason: Reason = Reason.NONE, detail: str = "", *, challenge: bool = False
+) -> Verdict:
+    """A verdict of which only the outcome matters."""
+    now = datetime.now(UTC)
+    capture = Capture(str(seq), "top", "part", now, now, 0.0, "part.png")
+    decision = Decision(outcome, reason, detail, None, None, 1.0, 1.0)
+    return Verdict(seq, capture, decision, now, Latency(0.0, 0.0, 1.0), challenge=challenge)
+
+
+def test_a_failing_detector_is_an_alarm_until_it_judges_again() -> None:
+    health = healthy()
+    health.source_is(available=True)
+    health.concluded(concluded(1, Outcome.ERROR, Reason.MODEL_ERROR, "out of memory"))
+    raised = [change for change in health.update(0) if change.active]
+    assert [(change.alarm.id, change.alarm.detail) for change in raised] == [("INFERENCE_FAILED", "out of memory")]
+    health.concluded(concluded(2, Outcome.PASS))
+    assert "INFERENCE_FAILED" not in {alarm.id for alarm in health.alarms.active()} or health.update(0) == []
+
+
+def test_parts_of_the_challenge_test_are_in_no_figure() -> None:
+    health = healthy()
+    health.concluded(concluded(1, Outcome.FAIL, challenge=True))
+    assert health.counters.snapshot(datetime.now(UTC)).inspected == 0
+    assert health.state(0).last_seq == 1
+
+
 def test_verdicts_are_counted_by_outcome_and_the_newest_number_is_told() -> None:
     health = healthy()
     health.source_is(available=True)
     for seq, outcome in enumerate((Outcome.PASS, Outcome.FAIL, Outcome.PASS, Outcome.ERROR), 1):
-        health.concluded(seq, outcome)
+        health.concluded(concluded(seq, outcome))
     assert health.state(0).last_seq == 4
     assert health.summary() == "top: 1 ERROR, 2 PASS, 1 FAIL"
 
@@ -65,7 +92,7 @@ def test_the_age_of_the_last_frame_grows_and_starts_again_with_the_next() -> Non
     threading.Event().wait(0.05)
     before = health.state(0)
     at = time.monotonic()
-    health.frame_arrived()
+    health.frame_arrived("part")
     after = health.state(0)
     assert before.last_frame_age_ms >= 50
     assert after.last_frame_age_ms <= (time.monotonic() - at) * 1000
@@ -90,7 +117,8 @@ def test_a_failed_challenge_test_is_an_error_only_where_it_holds_the_station(tmp
         assert (health.state(0).challenge, health.state(0).state) == ("due", "ContinuousExecution")
         see(health, 99.0, "good")
         assert (health.state(0).challenge, health.state(0).state) == ("failed", state)
-        assert ("challenge test failed" in health.summary()) is holds
+        assert "challenge test failed" in health.summary()
+        assert ("others are rejected" in health.summary()) is holds
         see(health, 1.0, "good")
         see(health, 99.0, "bad")
         assert (health.state(0).challenge, health.state(0).state) == ("ok", "ContinuousExecution")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -10,14 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from daemon.outbox import Entry, Outbox, OutboxError
+from daemon.messages import Outcome
+from daemon.outbox import Entry, Gap, Note, Outbox, OutboxError
 
 ROOT = Path(__file__).parents[2]
 
 
-def entry(seq: int, station: str = "top", payload: bytes = b"{}") -> Entry:
-    return Entry(station, seq, f"{station}-{seq}", payload)
+def entry(seq: int, station: str = "top", payload: bytes = b"{}", outcome: Outcome = Outcome.PASS) -> Entry:
+    return Entry(station, seq, f"{station}-{seq}", payload, outcome)
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_forgotten_verdicts_leave_the_numbering_as_it_is(path: Path) -> None:
 def test_a_number_that_is_not_the_next_is_refused_and_nothing_of_its_batch_is_kept(outbox: Outbox, seq: int) -> None:
     outbox.keep([entry(1)])
     with pytest.raises(AssertionError, match=f"seq {seq} of top is not the next"):
-        outbox.keep([entry(2), Entry("top", seq, "stray", b"{}")], settled=["top-1"])
+        outbox.keep([entry(2), Entry("top", seq, "stray", b"{}", Outcome.PASS)], settled=["top-1"])
     assert outbox.last_seq("top") == 1
     assert outbox.entries("top", 0, 9) == [entry(1)]
     assert outbox.concluded("top-1")
@@ -116,11 +119,13 @@ def test_what_keep_returned_from_survives_kill_9(path: Path) -> None:
     child = run_child(
         "import sys, time\n"
         "from pathlib import Path\n"
+        "from daemon.messages import Outcome\n"
         "from daemon.outbox import Entry, Outbox\n"
         "outbox = Outbox(Path(sys.argv[1]))\n"
-        "outbox.keep([Entry('top', seq, f'top-{seq}', b'{}') for seq in range(1, 31)])\n"
+        "outbox.keep([Entry('top', seq, f'top-{seq}', b'{}', Outcome.PASS) for seq in range(1, 31)])\n"
         "outbox.forget('top', range(1, 11))\n"
-        "outbox.keep([Entry('top', 31, 'top-31', b'last')], settled=[f'top-{seq}' for seq in range(1, 21)])\n"
+        "last = Entry('top', 31, 'top-31', b'last', Outcome.FAIL)\n"
+        "outbox.keep([last], settled=[f'top-{seq}' for seq in range(1, 21)])\n"
         "print('kept', flush=True)\n"
         "time.sleep(60)\n",
         path,
@@ -133,7 +138,7 @@ def test_what_keep_returned_from_survives_kill_9(path: Path) -> None:
     outbox = Outbox(path)
     kept = outbox.entries("top", 0, 99)
     assert [left.seq for left in kept] == list(range(11, 32))
-    assert kept[-1] == Entry("top", 31, "top-31", b"last")
+    assert kept[-1] == Entry("top", 31, "top-31", b"last", Outcome.FAIL)
     assert outbox.last_seq("top") == 31
     assert [outbox.concluded(f"top-{seq}") for seq in (1, 20, 21, 31)] == [False, False, True, True]
     outbox.keep([entry(32)])
@@ -143,6 +148,7 @@ def test_what_keep_returned_from_survives_kill_9(path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
+from daemon.messages import Outcome
 from daemon.outbox import Entry, Outbox, OutboxError
 
 def limit(size):
@@ -150,11 +156,11 @@ def limit(size):
 
 path = Path(sys.argv[1])
 outbox = Outbox(path)
-outbox.keep([Entry("top", 1, "top-1", b"{}")])
+outbox.keep([Entry("top", 1, "top-1", b"{}", Outcome.PASS)])
 limit(path.with_name(path.name + "-wal").stat().st_size + 10_000)
 seq, refusals = 1, []
 while len(refusals) < 3:
-    batch = [Entry("top", seq + i, f"top-{seq + i}", bytes(1500)) for i in (1, 2)]
+    batch = [Entry("top", seq + i, f"top-{seq + i}", bytes(1500), Outcome.PASS) for i in (1, 2)]
     try:
         outbox.keep(batch, settled=[f"top-{seq}"])
         seq += 2
@@ -223,16 +229,16 @@ def test_a_damaged_page_is_said_with_the_path_and_a_cure_by_whoever_meets_it(pat
     outbox = Outbox(path)
     outbox.keep([entry(seq, payload=bytes(2000)) for seq in range(1, 40)])
     outbox.close()
+    outbox = Outbox(path)
     pages = path.read_bytes()
     path.write_bytes(pages[:4096] + b"\xff" * (len(pages) - 4096))
-    outbox = Outbox(path)
     for ask in (
         lambda: outbox.entries("top", 0, 99),
         lambda: outbox.last_seq("top"),
-        lambda: outbox.depth("top"),
         lambda: outbox.concluded("top-1"),
         lambda: outbox.keep([entry(40)]),
         lambda: outbox.forget("top", [1]),
+        lambda: Outbox(path),
     ):
         with pytest.raises(OutboxError) as refusal:
             ask()
@@ -252,4 +258,243 @@ def test_a_closed_outbox_says_so_as_an_outbox_does(path: Path) -> None:
     with pytest.raises(OutboxError, match="closed"):
         outbox.keep([entry(1)])
     with pytest.raises(OutboxError, match="closed"):
-        outbox.depth("top")
+        outbox.last_seq("top")
+
+
+# Other messages that must arrive
+
+
+def leaves(outbox: Outbox, station: str = "top", after: int = 0) -> list[tuple[str, bytes]]:
+    return [(note.leaf, note.payload) for note in outbox.notes(station, after, 99)]
+
+
+def test_notes_wait_in_their_order_and_leave_the_numbering_of_verdicts_alone(path: Path, outbox: Outbox) -> None:
+    outbox.tell("top", "event", b"first")
+    outbox.keep([entry(1)])
+    outbox.tell("side", "event", b"elsewhere")
+    outbox.tell("top", "alarm/event", b"second")
+    outbox.keep([entry(2)])
+    outbox.close()
+    again = Outbox(path)
+    first, second = again.notes("top", 0, 99)
+    assert [(first.leaf, first.payload), (second.leaf, second.payload)] == [
+        ("event", b"first"),
+        ("alarm/event", b"second"),
+    ]
+    assert again.notes("top", first.number, 99) == [second]
+    assert again.notes("top", 0, 1) == [first]
+    assert again.entries("top", 0, 9) == [entry(1), entry(2)]
+    assert (again.depth("top"), again.last_seq("top")) == (2, 2)
+    again.forget("top", notes=[first.number])
+    assert again.notes("top", 0, 99) == [second]
+    assert leaves(again, "side") == [("event", b"elsewhere")]
+    again.close()
+
+
+def test_a_note_told_after_all_were_forgotten_comes_behind_them(outbox: Outbox) -> None:
+    outbox.tell("top", "event", b"first")
+    (first,) = outbox.notes("top", 0, 9)
+    outbox.forget("top", notes=[first.number])
+    outbox.tell("top", "event", b"second")
+    assert leaves(outbox, after=first.number) == [("event", b"second")]
+
+
+EARLIER = """
+CREATE TABLE station (name TEXT PRIMARY KEY, seq INTEGER NOT NULL);
+CREATE TABLE entry (
+    station TEXT NOT NULL, seq INTEGER NOT NULL, id TEXT NOT NULL, payload BLOB NOT NULL,
+    PRIMARY KEY (station, seq)
+);
+CREATE TABLE unsettled (id TEXT PRIMARY KEY) WITHOUT ROWID;
+INSERT INTO station VALUES ('top', 3);
+INSERT INTO entry VALUES ('top', 2, 'top-2', x'7b7d'), ('top', 3, 'top-3', x'7b7d');
+INSERT INTO unsettled VALUES ('top-3');
+"""
+
+
+def test_an_outbox_of_the_first_version_is_opened_where_it_lies_and_goes_on(path: Path) -> None:
+    earlier = sqlite3.connect(path)
+    earlier.execute("PRAGMA journal_mode=WAL")
+    earlier.executescript(EARLIER)
+    earlier.close()
+    for _ in range(2):  # the second time it is of this version
+        outbox = Outbox(path, max_rows=3)
+        # whether they passed was not noted, so they count as what is kept longest
+        assert outbox.entries("top", 0, 9) == [entry(2, outcome=Outcome.ERROR), entry(3, outcome=Outcome.ERROR)]
+        assert (outbox.depth("top"), outbox.last_seq("top")) == (2, 3)
+        assert [outbox.concluded(f"top-{seq}") for seq in (2, 3)] == [False, True]
+        outbox.close()
+    outbox = Outbox(path, max_rows=3)
+    outbox.keep([entry(4), entry(5)])
+    assert [kept.seq for kept in outbox.entries("top", 0, 9)] == [2, 3, 5]
+    outbox.tell("top", "event", b"{}")
+    assert leaves(outbox) == [("event", b"{}")]
+    outbox.close()
+
+
+# Bounds
+
+
+def small(path: Path, rows: int) -> Outbox:
+    return Outbox(path, max_rows=rows)
+
+
+def gaps(outbox: Outbox, station: str = "top") -> list[Gap]:
+    told: list[Gap] = []
+
+    def encode(gap: Gap) -> bytes:
+        told.append(gap)
+        return b"gap"
+
+    while outbox.tell_gap(station, "event", encode):
+        pass
+    return told
+
+
+def test_of_too_many_verdicts_the_oldest_that_passed_go_first_and_the_others_only_when_none_passed(path: Path) -> None:
+    outbox = small(path, 6)
+    outcomes = dict(
+        enumerate(
+            (Outcome.FAIL, Outcome.PASS, Outcome.ERROR, Outcome.PASS, Outcome.UNCERTAIN, Outcome.PASS, Outcome.FAIL), 1
+        )
+    )
+    outbox.keep([entry(seq, outcome=outcome) for seq, outcome in outcomes.items()])
+    assert [kept.seq for kept in outbox.entries("top", 0, 9)] == [1, 3, 4, 5, 6, 7]
+    outbox.keep([entry(8, outcome=Outcome.FAIL), entry(9, outcome=Outcome.FAIL)])
+    assert [kept.seq for kept in outbox.entries("top", 0, 9)] == [1, 3, 5, 7, 8, 9]
+    outbox.keep([entry(10, outcome=Outcome.FAIL)])
+    assert [kept.seq for kept in outbox.entries("top", 0, 9)] == [3, 5, 7, 8, 9, 10]
+    outbox.keep([entry(11)])  # the only one that passed is the newest
+    assert [kept.seq for kept in outbox.entries("top", 0, 9)] == [3, 5, 7, 8, 9, 10]
+    assert (outbox.depth("top"), outbox.last_seq("top")) == (6, 11)
+    outbox.close()
+
+
+def test_the_oldest_of_all_stations_goes_and_each_station_is_told_of_its_own(path: Path) -> None:
+    outbox = small(path, 4)
+    outbox.keep([entry(1, "side"), entry(1), entry(2)])
+    outbox.keep([entry(3), entry(4), entry(2, "side")])
+    assert [kept.seq for kept in outbox.entries("top", 0, 9)] == [2, 3, 4]
+    assert [kept.seq for kept in outbox.entries("side", 0, 9)] == [2]
+    assert (outbox.depth("top"), outbox.depth("side")) == (3, 1)
+    assert (gaps(outbox), gaps(outbox, "side")) == ([Gap(1, 1, 1)], [Gap(1, 1, 1)])
+    outbox.close()
+
+
+def test_a_run_of_drops_is_one_gap_and_one_warning_even_over_a_restart(path: Path) -> None:
+    with capture_logs() as logs:
+        outbox = small(path, 3)
+        outbox.keep([entry(1, outcome=Outcome.FAIL)])
+        for seq in range(2, 10):
+            outbox.keep([entry(seq)])
+        outbox.close()
+        outbox = small(path, 3)
+        outbox.keep([entry(10)])
+        assert len([said for said in logs if said["log_level"] == "warning"]) == 1
+        assert leaves(outbox) == []
+        assert gaps(outbox) == [Gap(2, 8, 7)]
+        assert leaves(outbox) == [("event", b"gap")]
+        outbox.keep([entry(11)])
+        assert gaps(outbox) == [Gap(9, 9, 1)]
+        assert len(logs) == 2
+    outbox.close()
+
+
+def test_a_gap_that_cannot_be_encoded_is_not_lost(path: Path) -> None:
+    outbox = small(path, 1)
+    outbox.keep([entry(1), entry(2)])
+
+    def fail(_: Gap) -> bytes:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        outbox.tell_gap("top", "event", fail)
+    assert gaps(outbox) == [Gap(1, 1, 1)]
+    outbox.close()
+
+
+def test_of_too_many_notes_the_oldest_goes(path: Path) -> None:
+    outbox = small(path, 3)
+    for number in range(5):
+        outbox.tell("top", "event", bytes([number]))
+    assert [payload for _, payload in leaves(outbox)] == [b"\2", b"\3", b"\4"]
+    outbox.close()
+
+
+def test_a_verdict_dropped_before_its_acknowledgement_is_counted_once(path: Path) -> None:
+    outbox = small(path, 2)
+    outbox.keep([entry(1), entry(2), entry(3)])
+    outbox.forget("top", [1, 2])
+    outbox.forget("top", [2])
+    assert outbox.depth("top") == 1
+    outbox.close()
+
+
+# Quarantine
+
+
+def test_a_quarantined_message_is_kept_and_not_handed_out_until_it_is_released(path: Path) -> None:
+    outbox = Outbox(path)
+    outbox.keep([entry(1), entry(2), entry(3)])
+    outbox.tell("top", "event", b"odd")
+    (odd,) = outbox.notes("top", 0, 9)
+    outbox.quarantine(entry(2), "event", b"2 is put aside")
+    outbox.quarantine(entry(2))
+    outbox.quarantine(odd)
+    outbox.close()
+    outbox = Outbox(path)
+    assert [kept.seq for kept in outbox.entries("top", 0, 9)] == [1, 3]
+    assert [kept.seq for kept in outbox.entries("top", 1, 1)] == [3]
+    assert leaves(outbox) == [("event", b"2 is put aside")]
+    assert (outbox.depth("top"), outbox.quarantined("top")) == (2, 1)
+    outbox.release("side")
+    assert outbox.quarantined("top") == 1
+    outbox.release("top")
+    assert outbox.entries("top", 0, 9) == [entry(1), entry(2), entry(3)]
+    assert outbox.notes("top", 0, 9)[0] == odd
+    assert (outbox.depth("top"), outbox.quarantined("top")) == (3, 0)
+    outbox.close()
+
+
+def test_a_quarantined_verdict_may_be_dropped_for_want_of_room_and_leaves_nothing_behind(path: Path) -> None:
+    outbox = small(path, 2)
+    outbox.tell("top", "event", b"first")
+    outbox.keep([entry(1), entry(2)])
+    outbox.quarantine(Note("top", 1, "event", b"first"))
+    outbox.quarantine(entry(1))
+    outbox.keep([entry(3)])
+    assert [kept.seq for kept in outbox.entries("top", 0, 9)] == [2, 3]
+    assert (outbox.depth("top"), outbox.quarantined("top")) == (2, 0)
+    assert leaves(outbox) == []
+    outbox.close()
+
+
+def test_counts_hold_after_whatever_was_done_and_after_a_failure(path: Path) -> None:
+    outbox = small(path, 20)
+    outbox.keep([entry(seq, outcome=Outcome(seq % 4)) for seq in range(1, 31)])
+    outbox.quarantine(outbox.entries("top", 0, 1)[0])
+    with pytest.raises(AssertionError):
+        outbox.keep([entry(31), entry(33)])
+    outbox.forget("top", [1, 15, 18, 99])
+    counted = (outbox.depth("top"), outbox.quarantined("top"))
+    assert counted[0] == len(outbox.entries("top", 0, 99))
+    outbox.close()
+    again = small(path, 20)
+    assert (again.depth("top"), again.quarantined("top")) == counted
+    again.close()
+
+
+def test_the_depth_is_known_while_another_holds_the_file(path: Path, outbox: Outbox) -> None:
+    outbox.keep([entry(1)])
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with ThreadPoolExecutor(1) as pool:
+        keeping = pool.submit(outbox.keep, [entry(2)])
+        while not outbox._lock.locked():  # noqa: SLF001 -- it waits for the file from here on
+            pass
+        assert (outbox.depth("top"), outbox.quarantined("top")) == (1, 0)
+        assert not keeping.done()
+        other.execute("ROLLBACK")
+        keeping.result()
+    other.close()
+    assert outbox.depth("top") == 2

@@ -1,15 +1,19 @@
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngImageFile
 
+from daemon.contract import SCALES, Picture
 from daemon.messages import Outcome
-from daemon.overlay import Caption, contact_sheet, encode_jpeg, fit_jpeg, render
+from daemon.overlay import Caption, contact_sheet, encode_jpeg, encode_map, fit_jpeg, fit_map, render
 from detectors.base import AnomalyMap, Image
 
 CAPTION = Caption(Outcome.FAIL, "line-04 · SN-00091827364", "score 1.84 × threshold · p 0.003")
@@ -295,6 +299,61 @@ def test_a_jpeg_is_made_to_fit_by_quality_first_then_by_size() -> None:
         assert segments(fitted)[1] == (0xFE, comment)
         limit = len(fitted) - 1
     assert fit_jpeg(picture, comment, limit) is None
+
+
+def opened(png: bytes) -> tuple[NDArray[np.uint8], dict[str, str]]:
+    """The values of a PNG file and its texts, read by Pillow."""
+    with PIL.Image.open(BytesIO(png)) as image:
+        assert isinstance(image, PngImageFile)
+        assert image.mode == "L"
+        return np.asarray(image), {str(key): str(text) for key, text in image.text.items()}
+
+
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(-1e6, 1e6, width=32)),
+    st.floats(1e-3, 1e6),
+)
+def test_a_map_as_png_is_above_64_exactly_where_the_map_is_above_the_threshold(
+    anomaly_map: AnomalyMap, threshold: float
+) -> None:
+    values, _ = opened(encode_map(anomaly_map, threshold, b""))
+    assert ((values > 64) == (anomaly_map > np.float64(threshold))).all()
+    lowest, highest = SCALES[Picture.MAP]
+    told = lowest + values / 255 * (highest - lowest)
+    surplus = told - np.clip(anomaly_map / np.float64(threshold), lowest, highest)
+    assert surplus.min() >= -1e-6
+    assert surplus.max() <= 1 / 64 + 1e-6
+
+
+def test_no_rounding_moves_a_map_across_the_threshold() -> None:
+    for value in np.linspace(0.1, 9, 200, dtype=np.float32):
+        at = np.full((1, 1), value, np.float32)
+        below = np.nextafter(np.float64(value), 0)
+        told = [opened(encode_map(at, float(threshold), b""))[0].item() for threshold in (value, below)]
+        assert told == [64, 65]
+
+
+def test_the_comment_of_a_map_is_a_text_chunk_that_any_reader_finds() -> None:
+    comment = b'{"id":"01J","part_id":"\\u00fc"}'
+    png = encode_map(level(1.2), THRESHOLD, comment)
+    assert opened(png)[1] == {"inspectd": comment.decode()}
+    assert b"tEXtinspectd\x00" + comment in png
+
+
+def test_a_map_gives_up_its_size_and_no_peak_to_keep_the_limit() -> None:
+    field = np.random.default_rng(7).uniform(0, THRESHOLD, (128, 96)).astype(np.float32)
+    field[37, 51] = 2.99 * THRESHOLD
+    whole = fit_map(field, THRESHOLD, b"{}", 100_000)
+    assert whole == encode_map(field, THRESHOLD, b"{}")
+    limit = len(whole) - 1
+    for shape in ((64, 48), (32, 24)):
+        fitted = fit_map(field, THRESHOLD, b"{}", limit)
+        assert fitted is not None
+        assert len(fitted) <= limit
+        values, texts = opened(fitted)
+        assert (values.shape, values.max(), texts) == (shape, 192, {"inspectd": "{}"})
+        limit = len(fitted) - 1
+    assert fit_map(field, THRESHOLD, b"{}", limit) is None
 
 
 def test_a_contact_sheet_centres_unequal_pictures_in_equal_cells() -> None:
