@@ -217,17 +217,34 @@ def fit(
     )
 
 
+def asked_again(
+    calibration: Calibration,
+    *,
+    alpha: float,
+    confidence: float,
+    method: Method | None,
+    fail_alpha: float | None = None,
+) -> Calibration:
+    """Return what the same scores give for another question.
+
+    Raises:
+        CalibrationError: As `fit`.
+    """
+    return fit(
+        calibration.scores,
+        alpha=alpha,
+        confidence=confidence,
+        method=method,
+        fail_alpha=fail_alpha,
+        provenance=calibration.provenance,
+        groups=[f"{group:09}" for group in calibration.groups],
+    )
+
+
 def with_alpha(calibration: Calibration, alpha: float) -> Calibration | None:
     """Return what the same scores give for another alpha; None where the method that was asked for cannot."""
     try:
-        return fit(
-            calibration.scores,
-            alpha=alpha,
-            provenance=calibration.provenance,
-            confidence=calibration.confidence,
-            method=calibration.asked,
-            groups=[f"{group:09}" for group in calibration.groups],
-        )
+        return asked_again(calibration, alpha=alpha, confidence=calibration.confidence, method=calibration.asked)
     except CalibrationError:
         return None
 

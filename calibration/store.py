@@ -39,6 +39,16 @@ def load(path: Path, model: str, regions: str = "") -> Calibration:
             other masks and region rules.
     """
     calibration = read(path)
+    require(calibration, model, regions, path)
+    return calibration
+
+
+def require(calibration: Calibration, model: str, regions: str, path: Path) -> None:
+    """See that a calibration, read from `path`, is one of this model and these regions.
+
+    Raises:
+        CalibrationError: It was made for another model, or for other masks and region rules.
+    """
     made = calibration.provenance
     if made.model != model:
         raise CalibrationError(f"{path}: made for another model: {made.model}, not {model}; run `inspectd calibrate`")
@@ -47,7 +57,6 @@ def load(path: Path, model: str, regions: str = "") -> Calibration:
             f"{path}: made with other masks or region rules ({made.regions or 'none'}, not {regions or 'none'}); "
             "run `inspectd calibrate --config FILE --station NAME`"
         )
-    return calibration
 
 
 def read(path: Path) -> Calibration:
@@ -87,25 +96,31 @@ def proposal(path: Path) -> Path:
     return path.with_suffix(".proposed.json")
 
 
+def proposed(path: Path, calibration_id: str) -> Calibration:
+    """Read the proposal of this id.
+
+    Raises:
+        CalibrationError: There is no proposal, it is another one, or it cannot be trusted.
+    """
+    file = proposal(path)
+    if not file.exists():
+        raise CalibrationError(f"{file}: there is no proposal; run `inspectd calibrate` with the reviewed good parts")
+    calibration = read(file)
+    if calibration.id != calibration_id:
+        raise CalibrationError(f"{file}: the proposal is {calibration.id}, not {calibration_id}; read its card first")
+    return calibration
+
+
 def accept(path: Path, calibration_id: str) -> Calibration:
     """Put the proposal of this id in force; the calibration that was is kept in the history.
 
     Raises:
-        CalibrationError: There is no proposal, it is another one, or it cannot be trusted.
+        CalibrationError: As `proposed`.
         OSError: As `save`; whatever happens, one of the two is in force.
     """
-    proposed = proposal(path)
-    if not proposed.exists():
-        raise CalibrationError(
-            f"{proposed}: there is no proposal; run `inspectd calibrate` with the reviewed good parts"
-        )
-    calibration = read(proposed)
-    if calibration.id != calibration_id:
-        raise CalibrationError(
-            f"{proposed}: the proposal is {calibration.id}, not {calibration_id}; read its card first"
-        )
+    calibration = proposed(path, calibration_id)
     install(calibration, path)
-    proposed.unlink()
+    proposal(path).unlink()
     return calibration
 
 

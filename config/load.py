@@ -183,17 +183,14 @@ def _clashes(stations: Mapping[int, Station]) -> Iterator[str]:
 def _shared_calibrations(stations: Mapping[int, Station]) -> Iterator[str]:
     """A calibration holds for one set of masks and region rules."""
     for index, station in stations.items():
+        file = station.calibration_file
         for other, others in stations.items():
-            if other < index and _calibrated(station) == _calibrated(others) and station.regions != others.regions:
+            if other < index and file == others.calibration_file and station.regions != others.regions:
                 yield (
-                    f'station[{index}].calibration ("{station.name}"): {_calibrated(station)} is the calibration of '
+                    f'station[{index}].calibration ("{station.name}"): {file} is the calibration of '
                     f'station[{other}] ("{others.name}") too, whose [station.regions] are others. Give one of them a '
                     "calibration file of its own."
                 )
-
-
-def _calibrated(station: Station) -> Path:
-    return station.calibration or station.model / "calibration.json"
 
 
 def _fault(error: ErrorDetails, tables: dict[str, Any]) -> str:

@@ -388,6 +388,11 @@ class Station(Section):
         description="The challenge test, with parts known to be good or bad; without this section there is none.",
     )
 
+    @property
+    def calibration_file(self) -> Path:
+        """Where the calibration lies: the station's own, or the one beside its model."""
+        return self.calibration or self.model / "calibration.json"
+
 
 def _at_least_one(stations: tuple[Station, ...]) -> tuple[Station, ...]:
     # pydantic's own `min_length` would count only stations without fault.

@@ -1,46 +1,84 @@
-"""What is always to be seen of a station on MQTT, besides its state and quality: who it is, its alarms, its figures."""
+"""What is always to be seen of a station on MQTT: who it is, state and quality, alarms, figures, tags."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from daemon.alarms import Alarm
 from daemon.announcements import Birth, encode_active, encode_birth, encode_stats
-from daemon.contract import Identity, Message, StationState, encode_ready, encode_tags
+from daemon.contract import (
+    Identity,
+    Message,
+    Quality,
+    StationState,
+    encode_quality,
+    encode_ready,
+    encode_state,
+    encode_tags,
+)
 from daemon.messages import Verdict
 from daemon.sinks.delivery import Board
-from daemon.stats import Stats
+from daemon.stats import Counters
 
 ONCE_S = float("inf")
+HEARTBEAT_S = 10.0
+QUALITY_INTERVAL_S = 60.0
 ALARMS_INTERVAL_S = 60.0
 STATS_INTERVAL_S = 10.0
+
+Encode = Callable[[datetime], Sequence[Message]]
 
 
 def birth_board(identity: Identity, birth: Birth) -> Board:
     """Who the station is: once a connection, since nothing of it changes in one run."""
-    return Board(lambda at: (birth, [encode_birth(identity, birth, at)]), ONCE_S)
+    return Board(lambda: ("", lambda at: [encode_birth(identity, birth, at)]), ONCE_S)
+
+
+def state_board(identity: Identity, state: Callable[[], StationState]) -> Board:
+    """The condition, with its heartbeat."""
+
+    def read() -> tuple[object, Encode]:
+        now = state()
+        essence = (now.state, now.camera, now.drift, now.challenge)
+        return essence, lambda at: [encode_state(identity, now, at)]
+
+    return Board(read, HEARTBEAT_S)
+
+
+def quality_board(identity: Identity, quality: Callable[[], Quality]) -> Board:
+    """What was promised and whether it still holds."""
+
+    def read() -> tuple[object, Encode]:
+        now = quality()
+        essence = (now.challenge, *sorted(name for name, reading in now.watches.items() if reading.alarm))
+        return essence, lambda at: [encode_quality(identity, now, at)]
+
+    return Board(read, QUALITY_INTERVAL_S)
 
 
 def alarms_board(identity: Identity, active: Callable[[], Sequence[Alarm]]) -> Board:
     """What is wrong now."""
 
-    def read(at: datetime) -> tuple[object, Sequence[Message]]:
+    def read() -> tuple[object, Encode]:
         alarms = active()
-        return [(alarm.instance, alarm.detail) for alarm in alarms], [encode_active(identity, alarms, at)]
+        essence = [(alarm.instance, alarm.detail) for alarm in alarms]
+        return essence, lambda at: [encode_active(identity, alarms, at)]
 
     return Board(read, ALARMS_INTERVAL_S)
 
 
-def stats_board(identity: Identity, snapshot: Callable[[datetime], Stats]) -> Board:
+def stats_board(identity: Identity, counters: Counters) -> Board:
     """The figures, every ten seconds."""
-    return Board(lambda at: ("", [encode_stats(identity, snapshot(at), at)]), STATS_INTERVAL_S)
+    return Board(lambda: ("", lambda at: [encode_stats(identity, counters.snapshot(at), at)]), STATS_INTERVAL_S)
 
 
 def tags_board(identity: Identity, state: Callable[[], StationState], newest: Callable[[], Verdict | None]) -> Board:
     """The newest verdict and readiness as single values."""
 
-    def read(_: datetime) -> tuple[object, Sequence[Message]]:
+    def read() -> tuple[object, Encode]:
         verdict, ready = newest(), state().state == "ContinuousExecution"
-        tags = [] if verdict is None else encode_tags(identity, verdict)
-        return (ready, verdict and verdict.seq), [encode_ready(identity, ready=ready), *tags]
+        return (ready, verdict and verdict.seq), lambda _: [
+            encode_ready(identity, ready=ready),
+            *([] if verdict is None else encode_tags(identity, verdict)),
+        ]
 
     return Board(read, ONCE_S)

@@ -15,7 +15,7 @@ from config.credentials import read_credentials
 from config.load import ConfigError
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.outbox import Outbox
-from daemon.regions import PLAIN, MaskError, RegionDetector, Rule, load_mask
+from daemon.regions import PLAIN, RegionDetector, Rule, load_mask
 from daemon.sinks.link import Broker
 from daemon.sources.base import Source
 from daemon.sources.folder import FolderSource
@@ -53,7 +53,7 @@ def build_rule(regions: schema.Regions) -> Rule:
     try:
         kept = load_mask(regions.roi, regions.ignore)
         return Rule(regions.smallest_area_px, regions.count, kept)
-    except (MaskError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"[station.regions]: {error}") from error
 
 
@@ -93,11 +93,6 @@ def load_calibration(folder: Path, detector: Detector) -> Calibration:
         CalibrationError: none, torn, edited, another model's, or made with region rules.
     """
     return store.load(folder / CALIBRATION, detector.fingerprint)
-
-
-def calibration_path(station: schema.Station) -> Path:
-    """Where the calibration of a station lies: its own, or the one beside its model."""
-    return station.calibration or station.model / CALIBRATION
 
 
 def build_challenge(challenge: schema.Challenge, station: str, state_dir: Path) -> Challenge:

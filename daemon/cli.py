@@ -130,11 +130,11 @@ def _tell_broker(mqtt: Mqtt) -> None:
 
 def _check_judgement(station: Station, settings: Settings) -> None:
     """Load what judges a station's parts, and say what it promises."""
-    from daemon.build import build_detector, build_rule, calibration_path
+    from daemon.build import build_detector, build_rule
 
     rule = build_rule(station.regions)
     detector = build_detector(station.model, settings.device, settings.threads, rule)
-    calibration = store.load(calibration_path(station), detector.fingerprint, rule.fingerprint)
+    calibration = store.load(station.calibration_file, detector.fingerprint, rule.fingerprint)
     missing, made = shortage(calibration), calibration.provenance
     mark = "[yellow]weak[/]" if missing else "[green]ok[/]  "
     _tell(mark, f"station {station.name}: model {station.model}, {promise(calibration)}")

@@ -30,7 +30,6 @@ from daemon.build import (
     build_detector,
     build_rule,
     build_source,
-    calibration_path,
 )
 from daemon.channel import Channel, Overflow
 from daemon.contract import TOPICS, Identity, Message, Picture, StationState
@@ -39,7 +38,6 @@ from daemon.messages import Frame, Outcome, Unreadable
 from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
-from daemon.sinks.delivery import quality_board, state_board
 from daemon.sinks.link import Broker
 from daemon.sinks.mqtt import PictureSink, StationSink
 from detectors.devices import batch_size
@@ -129,7 +127,7 @@ class _Life:
         systemd.ready(self._summary())
         log.info("ready", stations=list(stations), boot_id=self._boot_id)
         for name, station in stations.items():
-            self._note(name, "started", version("inspectd"), f"calibration {station.identity.calibration}")
+            self._note(name, EventKind.STARTED, version("inspectd"), f"calibration {station.identity.calibration}")
         while not self._stop.wait(TICK_S):
             self._look_after_alarms()
             systemd.status(self._summary())
@@ -138,10 +136,9 @@ class _Life:
         _join(front)
         frames.close()
         _join(back)
+        why = str(self._failures[0]) if self._failures else "as it was asked to"
         for name in stations:
-            self._note(
-                name, "stopped", version("inspectd"), str(self._failures[0]) if self._failures else "as it was asked to"
-            )
+            self._note(name, EventKind.STOPPED, version("inspectd"), why)
         drained.set()
         for sink in self._sinks.values():
             sink.notify()
@@ -162,7 +159,7 @@ class _Life:
         log.info("loading the model", station=station.name, model=str(station.model))
         rule = build_rule(station.regions)
         detector = build_detector(station.model, settings.device, settings.threads, rule)
-        calibration = store.load(calibration_path(station), detector.fingerprint, rule.fingerprint)
+        calibration = store.load(station.calibration_file, detector.fingerprint, rule.fingerprint)
         if missing := shortage(calibration):
             log.warning(
                 "too few good parts for the false-reject rate that was asked for", station=station.name, reason=missing
@@ -197,10 +194,10 @@ class _Life:
             state=state,
             boards=[
                 boards.birth_board(identity, self._birth(station)),
-                state_board(identity, state),
-                quality_board(identity, quality.report),
+                boards.state_board(identity, state),
+                boards.quality_board(identity, quality.report),
                 boards.alarms_board(identity, health.alarms.active),
-                boards.stats_board(identity, health.counters.snapshot),
+                boards.stats_board(identity, health.counters),
                 *([boards.tags_board(identity, state, lambda: health.newest)] if settings.mqtt.tags else []),
             ],
             actuation_ttl_s=ttl_s,
@@ -246,13 +243,13 @@ class _Life:
             test = station.quality.report().challenge
             if test and self._challenges.setdefault(name, test.status) != test.status:
                 self._challenges[name] = test.status
-                self._note(name, "challenge", test.status, test.detail)
+                self._note(name, EventKind.CHALLENGE, test.status, test.detail)
         self._deliver_notes()
 
-    def _note(self, station: str, kind: str, subject: str, detail: str) -> None:
+    def _note(self, station: str, kind: EventKind, subject: str, detail: str) -> None:
         """Note that something happened, for the audit."""
         at = datetime.now(UTC)
-        event = announcements.Event(str(ULID.from_datetime(at)), EventKind(kind), subject, detail, at)
+        event = announcements.Event(str(ULID.from_datetime(at)), kind, subject, detail, at)
         self._notes.append((station, encode_event(self._stations[station].identity, event)))
         self._deliver_notes()
 

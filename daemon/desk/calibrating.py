@@ -21,6 +21,7 @@ from calibration.calibration import (
     Calibration,
     CalibrationError,
     Provenance,
+    asked_again,
     describe,
     fit,
     share,
@@ -117,13 +118,14 @@ def calibrate(
         survey = _survey(detector, digests, groups, present if add else None)
         found = _fit(target, detector, survey, how, by)
     elif present is not None and what_if:
-        found = _again(present, how)
+        found = asked_again(present, **asdict(how))
     else:
         raise typer.BadParameter("--good is missing: a folder of images of good parts")
     if what_if:
         bad = _scores(detector, dataset.good_images(defects)) if defects and detector else []
         out.print(_what_if(found, bad))
     elif present is None:
+        out.print(describe(found), markup=False, soft_wrap=True)
         _put_in_force(found, target)
     else:
         _propose(found, present, target)
@@ -134,7 +136,9 @@ def calibrate_new(model: Path, held: Sequence[Path], alpha: float, device: Devic
     target = model_alone(model, device)
     detector = target.detector()
     survey = _survey(detector, _each_once(held, ()), [], None)
-    _put_in_force(_fit(target, detector, survey, _How(alpha), None), target)
+    calibration = _fit(target, detector, survey, _How(alpha), None)
+    out.print(describe(calibration), markup=False, soft_wrap=True)
+    _put_in_force(calibration, target)
 
 
 def not_learned(model: Path, pool: Sequence[Path], good: Path) -> list[Path]:
@@ -188,11 +192,11 @@ def accept(
 ) -> None:
     """Put the proposed calibration in force; the present one is kept."""
     target = find(model, config, station, Device.cpu)
-    proposed = store.proposal(target.path)
-    if proposed.exists():
-        _tell(store.load(proposed, target.fingerprint, target.rule.fingerprint), target)
+    chosen = store.proposed(target.path, calibration_id)
+    page = _write_card(chosen, target)
     store.accept(target.path, calibration_id)
-    proposed.with_suffix(".html").unlink(missing_ok=True)
+    store.proposal(target.path).with_suffix(".html").unlink(missing_ok=True)
+    _tell(chosen, page)
 
 
 @calibrations.command("roll-back")
@@ -206,11 +210,7 @@ def roll_back(
 ) -> None:
     """Put an earlier calibration of the same model in force again; the present one is kept."""
     target = find(model, config, station, Device.cpu)
-    chosen = store.earlier(target.path, calibration_id)
-    if (chosen.provenance.model, chosen.provenance.regions) != (target.fingerprint, target.rule.fingerprint):
-        raise CalibrationError(f"{chosen.id} was made for another model or other region rules; calibrate again")
-    _tell(chosen, target)
-    store.install(chosen, target.path)
+    _put_in_force(store.earlier(target.path, calibration_id), target)
 
 
 def _each_once(paths: Sequence[Path], known: Sequence[str]) -> dict[Path, str]:
@@ -260,12 +260,6 @@ def _joined(present: Calibration, detector: Detector, survey: _Survey) -> _Surve
     return _Survey(scores, groups, images, survey.appearance)
 
 
-def _again(present: Calibration, how: _How) -> Calibration:
-    """The scores in force, asked otherwise."""
-    groups = [f"{group:09}" for group in present.groups]
-    return fit(present.scores, **asdict(how), groups=groups, provenance=present.provenance)
-
-
 def _fit(target: Target, detector: Detector, survey: _Survey, how: _How, by: str | None) -> Calibration:
     return fit(
         survey.scores,
@@ -285,14 +279,18 @@ def _fit(target: Target, detector: Detector, survey: _Survey, how: _How, by: str
 
 
 def _put_in_force(calibration: Calibration, target: Target) -> None:
-    out.print(describe(calibration), markup=False, soft_wrap=True)
-    _tell(calibration, target)
+    page = _write_card(calibration, target)
     store.install(calibration, target.path)
+    _tell(calibration, page)
 
 
-def _tell(calibration: Calibration, target: Target) -> None:
-    """Write the card, before the calibration comes into force: one without its card shall not."""
-    page = card.write(calibration, target.path.with_suffix(".html"), model_name=target.model.name)
+def _write_card(calibration: Calibration, target: Target) -> Path:
+    """Write the card of what is about to come into force and will be loaded: none shall be in force without it."""
+    store.require(calibration, target.fingerprint, target.rule.fingerprint, target.path)
+    return card.write(calibration, target.path.with_suffix(".html"), model_name=target.model.name)
+
+
+def _tell(calibration: Calibration, page: Path) -> None:
     out.print(
         f"In force: {calibration.id}, from the next start of the daemon on. Card to sign: {page}",
         markup=False,

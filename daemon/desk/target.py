@@ -76,7 +76,7 @@ def find(model: Path | None, config: Path | None, station: str | None, device: D
     Raises:
         ConfigError: the configuration, or one of its masks, is at fault.
     """
-    from daemon.build import build_rule, calibration_path
+    from daemon.build import build_rule
 
     if model is not None and config is None and station is None:
         return model_alone(model, device)
@@ -90,4 +90,4 @@ def find(model: Path | None, config: Path | None, station: str | None, device: D
     (one,) = chosen
     where = settings.device if device is Device.auto else device.value
     said = f"--config {config} --station {one.name}"
-    return Target(one.model, calibration_path(one), build_rule(one.regions), where, settings.threads, said)
+    return Target(one.model, one.calibration_file, build_rule(one.regions), where, settings.threads, said)

@@ -13,12 +13,10 @@ from ulid import ULID
 
 from daemon import contract
 from daemon.announcements import Event, EventKind, encode_event
-from daemon.contract import Identity, Message, Quality, StationState
+from daemon.contract import Identity, Message
 from daemon.outbox import Entry, Gap, Note, Outbox, OutboxError
 from daemon.sinks.link import DeliveryError, Link
 
-HEARTBEAT_S = 10.0
-QUALITY_INTERVAL_S = 60.0
 LAST_INTERVAL_S = 0.2
 GAP_INTERVAL_S = 10.0
 """Seconds from one event about dropped verdicts to the next."""
@@ -34,34 +32,12 @@ log = structlog.get_logger()
 class Board:
     """Something that is always to be seen of a station, told anew when its essence changes and every so often.
 
-    `read` takes the time in UTC and gives the essence, which is never None, and the messages. Called from the sink's
-    thread, five times a second.
+    `read` gives the essence, which is never None, and a function that makes the messages at a time in UTC. The first is
+    called after every few verdicts, the second only when there is something to tell; both from the sink's thread.
     """
 
-    read: Callable[[datetime], tuple[object, Sequence[Message]]]
+    read: Callable[[], tuple[object, Callable[[datetime], Sequence[Message]]]]
     every_s: float
-
-
-def state_board(identity: Identity, state: Callable[[], StationState]) -> Board:
-    """The condition, with its heartbeat."""
-
-    def read(at: datetime) -> tuple[object, Sequence[Message]]:
-        now = state()
-        essence = (now.state, now.camera, now.drift, now.challenge)
-        return essence, [contract.encode_state(identity, now, at)]
-
-    return Board(read, HEARTBEAT_S)
-
-
-def quality_board(identity: Identity, quality: Callable[[], Quality]) -> Board:
-    """What was promised and whether it still holds."""
-
-    def read(at: datetime) -> tuple[object, Sequence[Message]]:
-        now = quality()
-        essence = (now.challenge, *sorted(name for name, reading in now.watches.items() if reading.alarm))
-        return essence, [contract.encode_quality(identity, now, at)]
-
-    return Board(read, QUALITY_INTERVAL_S)
 
 
 @dataclass(slots=True)
@@ -139,10 +115,10 @@ class Delivery:
         """Publish what each board says, if its essence changed since this connection last did, or it is time."""
         now = time.monotonic()
         for board in boards:
-            essence, messages = board.read(datetime.now(UTC))
+            essence, encode = board.read()
             shown, at = self._boards.get(board, (None, -math.inf))
             if essence != shown or now - at >= board.every_s:
-                for message in messages:
+                for message in encode(datetime.now(UTC)):
                     self._offer(message)
                 self._boards[board] = (essence, now)
 

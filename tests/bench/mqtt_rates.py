@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from daemon.boards import state_board
 from daemon.contract import Message
 from daemon.messages import Frame
 from daemon.outbox import Outbox
-from daemon.sinks.delivery import state_board
 from daemon.sinks.mqtt import REPLAY_RATE, PictureSink, StationSink
 from detectors.template import TemplateDetector
 from tests.brokers import Broker, eventually, find_mosquitto, mosquitto

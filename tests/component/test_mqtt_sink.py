@@ -24,12 +24,12 @@ from structlog.testing import capture_logs
 from calibration.calibration import Provenance, fit
 from calibration.drift import Reading
 from daemon import contract
+from daemon.boards import quality_board, state_board
 from daemon.challenge import ChallengeStatus
 from daemon.contract import Identity, Message, Picture, Quality, StationState
 from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
 from daemon.sinks import link
-from daemon.sinks.delivery import quality_board, state_board
 from daemon.sinks.link import DeliveryError, Link
 from daemon.sinks.mqtt import PictureSink, StationSink
 from tests.brokers import (

@@ -58,7 +58,9 @@ def test_what_the_model_has_learned_is_left_out(mine: Path, data: Path, say: Say
     assert store.read(store.proposal(mine / "calibration.json")).good_parts == 8
 
 
-def test_another_calibration_waits_until_it_is_accepted_and_can_be_taken_back(mine: Path, data: Path, say: Say) -> None:
+def test_another_calibration_waits_until_it_is_accepted_and_can_be_taken_back(
+    mine: Path, data: Path, say: Say, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = mine / "calibration.json"
     first = store.read(path)
     said = say("calibrate", "--model", mine, "--good", data / "test/good", "--alpha", "0.2")
@@ -71,6 +73,11 @@ def test_another_calibration_waits_until_it_is_accepted_and_can_be_taken_back(mi
     assert f"in force {first.id}" in listed
     assert f"proposed {proposed.id}" in listed
 
+    page = (mine / "calibration.html").read_bytes()
+    with pytest.raises(CalibrationError, match=f"the proposal is {proposed.id}, not {first.id}"):
+        say("calibrations", "accept", first.id, "--model", mine)
+    assert "In force" not in capsys.readouterr().out
+    assert (mine / "calibration.html").read_bytes() == page
     assert f"In force: {proposed.id}" in say("calibrations", "accept", proposed.id, "--model", mine)
     assert store.read(path) == proposed
     assert proposed.id in (mine / "calibration.html").read_text()
