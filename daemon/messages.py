@@ -1,11 +1,39 @@
 """What flows through the daemon. Frozen values; whoever holds one may keep it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
+from enum import Enum, StrEnum
 
 from daemon.regions import Region
 from detectors.base import Image
+
+Scalar = str | int | float | bool
+
+
+class Clock(StrEnum):
+    """How it is known when a part was captured."""
+
+    FILE_MTIME = "file_mtime"
+    HOST_ARRIVAL = "host_arrival"
+    DEVICE_MAPPED = "device_mapped"
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """Somebody asked for one part, and was promised a verdict with the number `seq`, whatever comes.
+
+    `id` is a ULID; `at` is when it came, UTC. What it says of the part goes into the verdict as it is; "" and nothing
+    where it says nothing.
+    """
+
+    id: str
+    seq: int
+    at: datetime
+    trigger_id: str
+    part_id: str = ""
+    batch_id: str = ""
+    meta: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +41,8 @@ class Capture:
     """Where and when a part was seen.
 
     `id` is a ULID given once when the part is claimed; its verdict carries the same one, however often
-    the daemon is restarted in between. `captured_at` and `arrived_at`, when the part came to us, are UTC;
-    `seen_at` is `time.monotonic()` seconds.
+    the daemon is restarted in between. `captured_at`, known by `clock`, and `arrived_at`, when the part came to us, are
+    UTC; `seen_at` is `time.monotonic()` seconds. `frame_id` is the camera's own count, 0 where there is none.
     """
 
     id: str
@@ -24,6 +52,11 @@ class Capture:
     arrived_at: datetime
     seen_at: float
     origin: str
+    clock: Clock = Clock.FILE_MTIME
+    frame_id: int = 0
+    batch_id: str = ""
+    meta: Mapping[str, Scalar] = field(default_factory=dict)
+    trigger: Trigger | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +65,6 @@ class Frame:
 
     capture: Capture
     image: Image
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """One capture whose pixels cannot be had, and why, in words for an operator."""
-
-    capture: Capture
-    reason: str
 
 
 class Outcome(Enum):
@@ -57,9 +82,22 @@ class Reason(Enum):
     NONE = 0
     SCORE_ABOVE_THRESHOLD = 100
     UNCERTAIN_BAND = 110
+    ACQUISITION_TIMEOUT = 300
+    INCOMPLETE_FRAME = 301
+    TRIGGER_WHILE_BUSY = 302
     DECODE_FAILED = 304
+    ABORTED = 305
     MODEL_ERROR = 400
     CHALLENGE_FAILED = 501
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """One capture whose pixels cannot be had, and why: the cause, and in words for an operator."""
+
+    capture: Capture
+    reason: str
+    cause: Reason = Reason.DECODE_FAILED
 
 
 @dataclass(frozen=True, slots=True)

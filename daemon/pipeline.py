@@ -17,12 +17,13 @@ from calibration.calibration import Calibration
 from daemon import contract, judgement, overlay
 from daemon.channel import Channel, ClosedError
 from daemon.contract import Identity, Message, Picture
+from daemon.execution import Execution
 from daemon.health import StationHealth
 from daemon.messages import Capture, Decision, Frame, Latency, Outcome, Reason, Unreadable, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
 from daemon.quality import StationQuality
 from daemon.regions import PLAIN, Region, Rule, regions, shown
-from daemon.sources.base import Source, SourceUnavailableError
+from daemon.sources.base import TICK_S, Source, SourceUnavailableError
 from detectors.base import Detector, DeviceLostError, Image, Prediction
 
 RETRY_S = (0.5, 10.0)
@@ -52,6 +53,7 @@ class Station:
     sink: Sink
     health: StationHealth
     quality: StationQuality
+    execution: Execution
     actuation_ttl_s: float
     rule: Rule = PLAIN
 
@@ -72,22 +74,31 @@ def acquire(station: Station, frames: Channel[Frame | Unreadable], stop: Event) 
     complaint = ""
     while not stop.is_set():
         try:
-            arriving = station.source.frames(stop)
-            station.health.source_is(available=True)
-            for item in arriving:
-                retry_s, complaint = RETRY_S[0], ""
-                station.health.frame_arrived(item.capture.part_id)
-                frames.put(item)
-        except SourceUnavailableError as error:
-            station.health.source_is(available=False)
-            station.sink.notify()
-            if str(error) != complaint:
-                log.warning("source unavailable; waiting for it", station=name, reason=str(error))
-            complaint = str(error)
-            stop.wait(retry_s)
-            retry_s = min(RETRY_S[1], 2 * retry_s)
+            try:
+                arriving = station.source.frames(stop, station.execution)
+                station.health.source_is(available=True)
+                for item in arriving:
+                    if item is not None:
+                        retry_s, complaint = RETRY_S[0], ""
+                    _admit(item, station, frames)
+            except SourceUnavailableError as error:
+                station.health.source_is(available=False)
+                station.sink.notify()
+                if str(error) != complaint:
+                    log.warning("source unavailable; waiting for it", station=name, reason=str(error))
+                complaint = str(error)
+                again_at = time.monotonic() + retry_s
+                retry_s = min(RETRY_S[1], 2 * retry_s)
+                while not stop.wait(TICK_S) and time.monotonic() < again_at:
+                    _admit(None, station, frames)  # triggers are answered all the same
         except ClosedError:
             return
+
+
+def _admit(item: Frame | Unreadable | None, station: Station, frames: Channel[Frame | Unreadable]) -> None:
+    for admitted in station.execution.admit(item):
+        station.health.frame_arrived(admitted.capture.part_id)
+        frames.put(admitted)
 
 
 def inspect(
@@ -95,23 +106,21 @@ def inspect(
     stations: Mapping[str, Station],
     concluded: Channel[Concluded],
     batch: int,
-    last_seq: Mapping[str, int],
 ) -> None:
     """Judge what arrives and tell the reject gate at once. Owns the detectors; closes `concluded` at the end.
 
     The gate hears nothing of a part that came longer ago than its message may live, after a standstill say: by now
     another part stands there. Silence is a reject; the record has the verdict all the same.
     """
-    numbers = dict(last_seq)
     try:
         for items in frames.batches(batch):
             for name, station in stations.items():
                 mine = [item for item in items if item.capture.station == name]
                 for item, judged, prediction, taken_at, inferred_ms in _judge(mine, station):
-                    numbers[name] += 1
                     part_id = item.capture.part_id
                     decision = station.quality.confirm(part_id, judged)
-                    verdict = _conclude(item.capture, decision, numbers[name], taken_at, inferred_ms)
+                    seq = station.execution.number(item)
+                    verdict = _conclude(item.capture, decision, seq, taken_at, inferred_ms)
                     if _is_timely(verdict, station.actuation_ttl_s):
                         station.sink.actuate(
                             contract.encode_actuation(station.identity, verdict, station.actuation_ttl_s)
@@ -255,7 +264,7 @@ def _judge(items: Sequence[Frame | Unreadable], station: Station) -> list[_Judge
     for item in items:
         prediction = None
         if isinstance(item, Unreadable):
-            decision = judgement.refuse(Reason.DECODE_FAILED, item.reason, station.calibration)
+            decision = judgement.refuse(item.cause, item.reason, station.calibration)
         elif failure:
             decision = judgement.refuse(Reason.MODEL_ERROR, failure, station.calibration)
         else:

@@ -33,6 +33,7 @@ from daemon.build import (
 )
 from daemon.channel import Channel, Overflow
 from daemon.contract import TOPICS, Identity, Message, Picture, StationState
+from daemon.execution import Execution, Mode
 from daemon.health import StationHealth
 from daemon.messages import Frame, Outcome, Unreadable
 from daemon.outbox import Outbox, OutboxError
@@ -98,7 +99,6 @@ class _Life:
         pictures: Channel[Concluded] = Channel(4, Overflow.DROP_OLDEST)
         drained = Event()
         mqtt = settings.mqtt
-        last_seq = {name: outbox.last_seq(name) for name in stations}
 
         sinks = [self._start(f"mqtt {name}", partial(s.run, drained, DRAIN_S)) for name, s in self._sinks.items()]
         back = [
@@ -117,7 +117,7 @@ class _Life:
             self._start("record", lambda: pipeline.record(concluded, stations, outbox, pictures, self._stop)),
             self._start(
                 "inspect",
-                lambda: pipeline.inspect(frames, stations, concluded, batch_size(settings.device), last_seq),
+                lambda: pipeline.inspect(frames, stations, concluded, batch_size(settings.device)),
             ),
         ]
         front = [
@@ -184,7 +184,9 @@ class _Life:
         test = station.challenge
         challenge = None if test is None else build_challenge(test, station.name, settings.state_dir)
         quality = StationQuality(station.name, calibration, challenge)
-        health = StationHealth(station.name, self._outbox.last_seq(station.name), quality)
+        last_seq = self._outbox.last_seq(station.name)
+        execution = Execution(station.name, Mode.CONTINUOUS, last_seq)
+        health = StationHealth(station.name, last_seq, quality)
         ttl_s = settings.mqtt.actuation_ttl_s
         state = partial(_state, health, self._outbox)
         self._sinks[station.name] = sink = StationSink(
@@ -204,7 +206,7 @@ class _Life:
             replay_rate=settings.mqtt.replay_rate,
         )
         source = build_source(station, self._outbox)
-        return Station(identity, source, detector, calibration, sink, health, quality, ttl_s, rule)
+        return Station(identity, source, detector, calibration, sink, health, quality, execution, ttl_s, rule)
 
     def _start(self, name: str, stage: Callable[[], None]) -> Thread:
         def root() -> None:

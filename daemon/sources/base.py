@@ -6,12 +6,34 @@ from typing import Protocol
 
 from daemon.messages import Capture, Frame, Unreadable
 
+TICK_S = 0.1
+"""A source lets nobody wait longer than about this without a word."""
+
+
+class Demand(Protocol):
+    """Whether the line wants parts now. Any thread may ask."""
+
+    def wanted(self, wait_s: float = 0.0) -> bool:
+        """True while parts are to be judged; waits up to `wait_s` seconds for that."""
+
+
+class _Always:
+    def wanted(self, wait_s: float = 0.0) -> bool:  # noqa: ARG002 -- the protocol's signature
+        return True
+
+
+ALWAYS: Demand = _Always()
+"""Every part is wanted."""
+
 
 class Source(Protocol):
     """Hands over parts. `frames` runs in one thread at a time; `settle` may be called from another meanwhile."""
 
-    def frames(self, stop: threading.Event) -> Iterator[Frame | Unreadable]:
-        """Yield each part once, blocking until there is one; return soon after `stop` is set.
+    def frames(self, stop: threading.Event, demand: Demand = ALWAYS) -> Iterator[Frame | Unreadable | None]:
+        """Yield each part once, as long as parts are wanted, and None whenever there was none for about `TICK_S`.
+
+        What comes while no part is wanted stays where it is (a folder), or is nobody's (a camera that runs by itself).
+        A camera that exposes on command does so when a part is wanted. Returns soon after `stop` is set.
 
         May be called again after it has ended: it goes on with what has not been handed over yet, and, in a new
         process, first hands over again, with the same id, what was never settled.

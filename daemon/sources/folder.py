@@ -25,7 +25,7 @@ from ulid import ULID
 
 from daemon import images
 from daemon.messages import Capture, Frame, Unreadable
-from daemon.sources.base import SourceUnavailableError
+from daemon.sources.base import ALWAYS, Demand, SourceUnavailableError
 from daemon.sources.hints import watching
 from daemon.sources.names import free_path, is_candidate, is_foreign, part_id, shortened
 from detectors.base import Image
@@ -78,16 +78,20 @@ class FolderSource:
         self._putting_away = threading.Lock()
         self._mentioned: set[str] = set()
 
-    def frames(self, stop: threading.Event) -> Iterator[Frame | Unreadable]:
+    def frames(self, stop: threading.Event, demand: Demand = ALWAYS) -> Iterator[Frame | Unreadable | None]:
         """Yield first what was left in processing/ without a verdict, then each file once it is whole, oldest first.
+
+        What comes while no part is wanted waits in the folder.
 
         Raises:
             SourceUnavailableError: the folder is missing or not writable; at once, before the first part. Later,
                 while parts are waited for, also that it was replaced.
         """
-        return self._frames(self._prepare(), stop)
+        return self._frames(self._prepare(), stop, demand)
 
-    def _frames(self, folder: tuple[int, int], stop: threading.Event) -> Iterator[Frame | Unreadable]:
+    def _frames(
+        self, folder: tuple[int, int], stop: threading.Event, demand: Demand
+    ) -> Iterator[Frame | Unreadable | None]:
         with _alone(self._processing), watching(self._path, is_candidate) as hints:
             yield from self._left_over(stop)
             arriving: dict[str, _Arrival] = {}
@@ -102,12 +106,15 @@ class FolderSource:
                         arriving.setdefault(name, _Arrival(self._path / name))
                     self._mention_foreign(names)
                     scan_at = time.monotonic() + rescan_s
-                for arrival in self._at_rest(arriving):
+                for arrival in self._at_rest(arriving) if demand.wanted() else ():
                     if stop.is_set():
                         return
+                    if not demand.wanted():
+                        break
                     part = self._take(arrival, arriving)
                     if part is not None:
                         yield part
+                yield None
                 for name, closed in hints.wait():
                     arriving.setdefault(name, _Arrival(self._path / name)).hint(closed=closed)
 

@@ -60,7 +60,8 @@ class Arrivals:
     def _run(self) -> None:
         try:
             for part in self._source.frames(self._stop):
-                self._parts.put(part)
+                if part is not None:
+                    self._parts.put(part)
         except SourceUnavailableError as error:
             self._error = error
 

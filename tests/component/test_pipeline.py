@@ -17,12 +17,14 @@ from daemon import contract, pipeline
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.channel import Channel, Overflow
 from daemon.contract import Identity, Message
+from daemon.execution import Execution, Mode
 from daemon.health import StationHealth
 from daemon.messages import Capture, Frame, Outcome, Reason, Unreadable
 from daemon.outbox import Entry, Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
 from daemon.regions import PLAIN, RegionDetector, Rule
+from daemon.sources.base import ALWAYS, Demand
 from detectors.base import Detector, DeviceLostError, Image, Prediction
 from detectors.template import TemplateDetector
 from tests.brokers import eventually
@@ -61,7 +63,7 @@ class Shelf:
     def __init__(self) -> None:
         self.settled: list[tuple[str, str | None]] = []
 
-    def frames(self, stop: Event) -> Iterator[Frame | Unreadable]:  # noqa: ARG002 -- the protocol's signature
+    def frames(self, stop: Event, demand: Demand = ALWAYS) -> Iterator[Frame | Unreadable | None]:  # noqa: ARG002 -- the protocol's signature
         yield from ()
 
     def settle(self, capture: Capture, failure: str | None) -> bool:
@@ -119,7 +121,10 @@ def station(
     identity = Identity("plant", "edge", name, "b001", "m", "f" * 64, calibration.id, calibration.alpha_carried)
     quality = StationQuality(name, calibration, challenge)
     health = StationHealth(name, 0, quality)
-    return Station(identity, Shelf(), detector or Moody(GOOD), calibration, Gate(), health, quality, 5.0, rule)
+    execution = Execution(name, Mode.CONTINUOUS, 0)
+    return Station(
+        identity, Shelf(), detector or Moody(GOOD), calibration, Gate(), health, quality, execution, 5.0, rule
+    )
 
 
 def spotted(*spots: tuple[slice, slice, int]) -> Image:
@@ -146,9 +151,8 @@ class Line:
         self.stop = Event()
         self.failures: list[BaseException] = []
         concluded: Channel[Concluded] = Channel(100, Overflow.WAIT)
-        last = dict.fromkeys(self.stations, 0)
         stages: list[Callable[[], None]] = [
-            lambda: pipeline.inspect(self.frames, self.stations, concluded, batch, last),
+            lambda: pipeline.inspect(self.frames, self.stations, concluded, batch),
             lambda: pipeline.record(concluded, self.stations, outbox, self.pictures, self.stop),
         ]
         self.threads = [Thread(target=self._guard, args=(stage,)) for stage in stages]
