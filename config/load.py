@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from config.schema import FolderSource, Mqtt, Settings, Station, options
+from config.schema import FolderSource, Mqtt, Regions, Settings, Station, options
 
 _OPTIONS = dict(options())
 
@@ -34,6 +34,8 @@ _WORDS = {
         "is missing, and all that is sent to {host}, a password too, could be read on the way. "
         "Add a section {heading}, or allow_plain = true {place}."
     ),
+    "beside": "stands beside {others}. Take those away, or move them into a [[station.recipe]].",
+    "twice": 'has "{twice}" twice. Give each recipe a name of its own.',
     "value_error": "{value} {error}",
     "int_type": _NO_WHOLE_NUMBER,
     "int_from_float": _NO_WHOLE_NUMBER,
@@ -182,14 +184,16 @@ def _clashes(stations: Mapping[int, Station]) -> Iterator[str]:
 
 def _shared_calibrations(stations: Mapping[int, Station]) -> Iterator[str]:
     """A calibration holds for one set of masks and region rules."""
+    users: dict[Path, tuple[str, Regions]] = {}
     for index, station in stations.items():
-        file = station.calibration_file
-        for other, others in stations.items():
-            if other < index and file == others.calibration_file and station.regions != others.regions:
+        for place, recipe in enumerate(station.recipes):
+            within = f".recipe[{place}]" if station.own_recipes else ""
+            file = recipe.calibration_file
+            first, regions = users.setdefault(file, (f'station[{index}]{within} ("{station.name}")', recipe.regions))
+            if recipe.regions != regions:
                 yield (
-                    f'station[{index}].calibration ("{station.name}"): {file} is the calibration of '
-                    f'station[{other}] ("{others.name}") too, whose [station.regions] are others. Give one of them a '
-                    "calibration file of its own."
+                    f'station[{index}]{within}.calibration ("{station.name}"): {file} is the calibration of {first} '
+                    "too, whose regions are others. Give one of them a calibration file of its own."
                 )
 
 

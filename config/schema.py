@@ -27,6 +27,10 @@ TLS_PORT = 8883
 """Where brokers listen for TLS, as registered for MQTT."""
 
 
+DEFAULT_RECIPE = "default"
+"""What the recipe of a station is called that has just one, unnamed."""
+
+
 def is_loopback(host: str) -> bool:
     """Whether what is sent to this host never leaves the machine."""
     try:
@@ -64,7 +68,13 @@ def _host(text: str) -> str:
     return text
 
 
+class _Missing:
+    """Stands where an option must be that others could have made needless."""
+
+
 def _from_folder(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, _Missing):
+        raise PydanticCustomError("missing", "an option that others could have made needless")
     if isinstance(value, str) and (not value or "\0" in value):
         raise ValueError("is not a path. Name a file or folder, in quotes.")
     if isinstance(value, str | Path):
@@ -369,16 +379,15 @@ class Regions(Section):
         return count
 
 
-class Station(Section):
-    """One place on the line where a part is looked at."""
+class Recipe(Section):
+    """What one kind of part is judged by."""
 
-    name: Name = Field(description="Name of the station, as it appears in topics: letters, digits, - and _.")
-    model: ConfiguredPath = Field(description="Model folder of the station.")
+    name: Name = Field(description="Name of the recipe, as commands and verdicts call it: letters, digits, - and _.")
+    model: ConfiguredPath = Field(description="Model folder.")
     calibration: ConfiguredPath | None = Field(
         default=None,
-        description="Calibration file of this station; default: calibration.json in the model folder.",
+        description="Calibration file; default: calibration.json in the model folder.",
     )
-    source: Source = Field(description="Where the images of the station come from.")
     regions: Regions = Field(
         default_factory=Regions,
         description="Where a defect may be and how large it must be; after a change, calibrate again.",
@@ -390,8 +399,78 @@ class Station(Section):
 
     @property
     def calibration_file(self) -> Path:
-        """Where the calibration lies: the station's own, or the one beside its model."""
+        """Where the calibration lies: its own, or the one beside the model."""
         return self.calibration or self.model / "calibration.json"
+
+
+class Station(Section):
+    """One place on the line where a part is looked at."""
+
+    name: Name = Field(description="Name of the station, as it appears in topics: letters, digits, - and _.")
+    model: ConfiguredPath | None = Field(
+        default=None,
+        description="Model folder of the station; for several kinds of parts, add sections [[station.recipe]] instead.",
+    )
+    calibration: ConfiguredPath | None = Field(
+        default=None,
+        description="Calibration file of this station; default: calibration.json in the model folder.",
+    )
+    mode: Literal["continuous", "triggered"] = Field(
+        default="continuous",
+        description='What is judged at first: "continuous", every part that comes; "triggered", one for each trigger.',
+    )
+    trigger_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a trigger waits for its part; then its verdict is ERROR.",
+    )
+    acknowledge: bool = Field(
+        default=False,
+        description="Whether results of triggers must be acknowledged; with 8 unacknowledged no trigger is accepted.",
+    )
+    source: Source = Field(description="Where the images of the station come from.")
+    regions: Regions = Field(
+        default_factory=Regions,
+        description="Where a defect may be and how large it must be; after a change, calibrate again.",
+    )
+    challenge: Challenge | None = Field(
+        default=None,
+        description="The challenge test, with parts known to be good or bad; without this section there is none.",
+    )
+    own_recipes: tuple[Recipe, ...] = Field(
+        alias="recipe",
+        default=(),
+        strict=False,
+        description="The kinds of parts, one section each, instead of one model; the first is prepared at first.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judges_by_something(cls, options: object) -> object:
+        if isinstance(options, dict) and not options.get("recipe"):
+            return {"model": _Missing(), **options}
+        return options
+
+    @field_validator("own_recipes")
+    @classmethod
+    def _by_these_alone(cls, recipes: tuple[Recipe, ...], info: ValidationInfo) -> tuple[Recipe, ...]:
+        alone = {"model": None, "calibration": None, "challenge": None, "regions": Regions()}
+        beside = [option for option, none in alone.items() if info.data.get(option, none) != none]
+        if recipes and beside:
+            raise PydanticCustomError("beside", "recipes and something else", {"others": ", ".join(beside)})
+        names = [recipe.name for recipe in recipes]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise PydanticCustomError("twice", "a name twice", {"twice": min(twice)})
+        return recipes
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """What its parts are judged by, at least one; the only one of a station without recipes is called default."""
+        if self.own_recipes:
+            return self.own_recipes
+        alone = {"name": DEFAULT_RECIPE, "model": self.model, "calibration": self.calibration}
+        return (Recipe.model_validate({**alone, "regions": self.regions, "challenge": self.challenge}),)
 
 
 def _at_least_one(stations: tuple[Station, ...]) -> tuple[Station, ...]:

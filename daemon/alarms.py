@@ -19,6 +19,7 @@ class AlarmId(StrEnum):
     RECORD_BLOCKED = "RECORD_BLOCKED"
     INFERENCE_FAILED = "INFERENCE_FAILED"
     CHALLENGE_FAILED = "CHALLENGE_FAILED"
+    TRIGGER_OVERRUN = "TRIGGER_OVERRUN"
     OUTBOX_HIGH = "OUTBOX_HIGH"
     REJECT_RATE_HIGH = "REJECT_RATE_HIGH"
     DRIFT = "DRIFT"
@@ -73,6 +74,13 @@ DEFINITIONS: Mapping[AlarmId, Definition] = {
         "Mend the cause, then send the whole set through.",
         on_s=0,
         off_s=0,
+    ),
+    AlarmId.TRIGGER_OVERRUN: Definition(
+        2,
+        "a trigger came before the station was ready; its part is rejected",
+        "Let the PLC wait for ready and acknowledge results, or slow the line down.",
+        on_s=0,
+        off_s=60,
     ),
     AlarmId.OUTBOX_HIGH: Definition(
         2,

@@ -15,7 +15,7 @@ from daemon.messages import Outcome
 from daemon.stats import Drop, Stats
 from daemon.wire import NOT_MEASURED, encode, epoch_ms, iso, number, text
 
-ACTIVE_LIMIT = 4096
+BIRTH_LIMIT = ACTIVE_LIMIT = 4096
 """Bytes; what the common soft PLCs take."""
 
 _MODEL, _PLACE, _DETAIL, _SUBJECT = 64, 384, 384, 128
@@ -36,6 +36,7 @@ class Birth:
         max_packet_bytes: the largest MQTT packet that is sent.
         config_sha256: fingerprint of the configuration, 64 digits.
         leaves: those of TOPICS that this station publishes.
+        recipes: names of the station's recipes; their numbers count from 1.
         commands: names of the commands that it obeys.
     """
 
@@ -46,7 +47,8 @@ class Birth:
     max_packet_bytes: int
     config_sha256: str
     leaves: Sequence[str]
-    commands: Sequence[str] = ()
+    recipes: Sequence[str]
+    commands: Sequence[str]
 
 
 class EventKind(StrEnum):
@@ -55,6 +57,7 @@ class EventKind(StrEnum):
     STARTED = "started"
     STOPPED = "stopped"
     CHALLENGE = "challenge"
+    COMMAND = "command"
     GAP = "gap"
     QUARANTINED = "quarantined"
 
@@ -66,7 +69,7 @@ class Event:
     Attributes:
         id: a ULID.
         kind: what it was.
-        subject: what it was about: a version, the id of a calibration, the name of a challenge set; may be empty.
+        subject: what it was about: a version, a command, the status of the challenge test; may be empty.
         detail: the rest in words.
         first_seq: the first verdict that it is about; 0 where it is about none.
         last_seq: the last one.
@@ -85,9 +88,12 @@ class Event:
 def encode_birth(identity: Identity, birth: Birth, at: datetime) -> Message:
     """Retained particulars, schema inspectd.birth/1, at most 4,096 bytes: all that finds the rest without a manual.
 
+    Of very many recipes it names the first and counts them all.
+
     Raises:
         KeyError: a leaf is not in TOPICS.
     """
+    recipes = list(birth.recipes)
     content = {
         "schema": "inspectd.birth/1",
         "software": "inspectd",
@@ -96,6 +102,10 @@ def encode_birth(identity: Identity, birth: Birth, at: datetime) -> Message:
         "station": identity.station,
         "boot_id": identity.boot_id,
         "base": identity.base,
+        "recipe": identity.recipe,
+        "recipe_index": identity.recipe_index,
+        "recipes": recipes,
+        "recipe_count": len(recipes),
         "model": text(identity.model, _MODEL),
         "model_sha256": identity.model_sha256,
         "calibration": identity.calibration,
@@ -109,7 +119,9 @@ def encode_birth(identity: Identity, birth: Birth, at: datetime) -> Message:
         "commands": list(birth.commands),
         "ts_ms": epoch_ms(at),
     }
-    return Message(identity.topic("birth"), encode(content), retain=True)
+    while len(payload := encode(content)) > BIRTH_LIMIT and recipes:
+        recipes.pop()
+    return Message(identity.topic("birth"), payload, retain=True)
 
 
 def encode_stats(identity: Identity, stats: Stats, at: datetime) -> Message:

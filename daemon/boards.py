@@ -28,18 +28,23 @@ STATS_INTERVAL_S = 10.0
 Encode = Callable[[datetime], Sequence[Message]]
 
 
-def birth_board(identity: Identity, birth: Birth) -> Board:
-    """Who the station is: once a connection, since nothing of it changes in one run."""
-    return Board(lambda: ("", lambda at: [encode_birth(identity, birth, at)]), ONCE_S)
+def birth_board(identity: Callable[[], Identity], birth: Birth) -> Board:
+    """Who the station is; within one run only its recipe changes."""
+
+    def read() -> tuple[object, Encode]:
+        now = identity()
+        return now.recipe, lambda at: [encode_birth(now, birth, at)]
+
+    return Board(read, ONCE_S)
 
 
-def state_board(identity: Identity, state: Callable[[], StationState]) -> Board:
+def state_board(identity: Callable[[], Identity], state: Callable[[], StationState]) -> Board:
     """The condition, with its heartbeat."""
 
     def read() -> tuple[object, Encode]:
-        now = state()
-        essence = (now.state, now.camera, now.drift, now.challenge)
-        return essence, lambda at: [encode_state(identity, now, at)]
+        who, now = identity(), state()
+        essence = (who.recipe, now.state, now.ready, now.camera, now.drift, now.challenge)
+        return essence, lambda at: [encode_state(who, now, at)]
 
     return Board(read, HEARTBEAT_S)
 
@@ -49,7 +54,11 @@ def quality_board(identity: Identity, quality: Callable[[], Quality]) -> Board:
 
     def read() -> tuple[object, Encode]:
         now = quality()
-        essence = (now.challenge, *sorted(name for name, reading in now.watches.items() if reading.alarm))
+        essence = (
+            now.calibration.id,
+            now.challenge,
+            *sorted(name for name, reading in now.watches.items() if reading.alarm),
+        )
         return essence, lambda at: [encode_quality(identity, now, at)]
 
     return Board(read, QUALITY_INTERVAL_S)
@@ -75,7 +84,7 @@ def tags_board(identity: Identity, state: Callable[[], StationState], newest: Ca
     """The newest verdict and readiness as single values."""
 
     def read() -> tuple[object, Encode]:
-        verdict, ready = newest(), state().state == "ContinuousExecution"
+        verdict, ready = newest(), state().ready
         return (ready, verdict and verdict.seq), lambda _: [
             encode_ready(identity, ready=ready),
             *([] if verdict is None else encode_tags(identity, verdict)),

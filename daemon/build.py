@@ -16,7 +16,7 @@ from config.load import ConfigError
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.outbox import Outbox
 from daemon.regions import PLAIN, RegionDetector, Rule, load_mask
-from daemon.sinks.link import Broker
+from daemon.sinks.link import Broker, DeliveryError
 from daemon.sources.base import Source
 from daemon.sources.folder import FolderSource
 from detectors import artifact
@@ -107,25 +107,36 @@ def build_challenge(challenge: schema.Challenge, station: str, state_dir: Path) 
     return Challenge(parts, station, state_dir, holds_station=challenge.holds_station)
 
 
-def build_broker(mqtt: schema.Mqtt) -> Broker:
-    """Where to publish, with the password and the certificates read from their files.
+def build_broker(mqtt: schema.Mqtt) -> Callable[[], Broker]:
+    """Where to publish, with the password and the certificates read from their files each time it is asked.
+
+    What it gives raises DeliveryError while a file is at fault: one that is being replaced may be torn.
 
     Raises:
-        ConfigError: with the faults of all these files.
+        ConfigError: with the faults of all these files now.
     """
-    credentials = read_credentials(mqtt)
+    read_credentials(mqtt)
     if mqtt.tls is not None and not mqtt.tls.verify_host_name:
         log.warning(
             "the broker's certificate need not name its host: whoever has any certificate from ca_file can pose as the "
             "broker; have one made for the host and take verify_host_name away",
             broker=mqtt.host,
         )
-    return Broker(
-        host=mqtt.host,
-        port=mqtt.port,
-        protocol=mqtt.protocol,
-        username=mqtt.username,
-        password=credentials.password,
-        keepalive_s=mqtt.keepalive_s,
-        tls=credentials.tls,
-    )
+
+    def read() -> Broker:
+        try:
+            credentials = read_credentials(mqtt)
+        except ConfigError as error:
+            faults = " ".join(str(error).splitlines())
+            raise DeliveryError(f"broker {mqtt.host}:{mqtt.port} cannot be asked: {faults}") from None
+        return Broker(
+            host=mqtt.host,
+            port=mqtt.port,
+            protocol=mqtt.protocol,
+            username=mqtt.username,
+            password=credentials.password,
+            keepalive_s=mqtt.keepalive_s,
+            tls=credentials.tls,
+        )
+
+    return read

@@ -131,6 +131,12 @@ class Challenge:
         """Whether a part is one of the set."""
         return part_id in self._set.parts
 
+    def begin(self, at: datetime) -> None:
+        """Begin a run now, at a time in UTC, without the parts that came before."""
+        with self._lock:
+            self._age(at)
+            self._run, self._note = _Run(at), ""
+
     def conclude(self, part_id: str, outcome: Outcome, at: datetime) -> None:
         """Take note of a verdict, decided at a time in UTC; of parts that are not in the set nothing is noted.
 

@@ -17,7 +17,7 @@ from calibration import store
 from calibration.calibration import CalibrationError, promise, shortage
 from config.credentials import read_credentials
 from config.load import ConfigError, load
-from config.schema import Mqtt, Settings, Station, is_loopback
+from config.schema import Mqtt, Recipe, Settings, is_loopback
 from daemon import logs
 from daemon.desk import calibrating, commands
 from daemon.desk.dataset import DatasetError
@@ -100,10 +100,12 @@ def check(config: ConfigOption) -> None:
     if not state.is_dir() or not os.access(state, os.W_OK | os.X_OK):
         faults.append(f"state_dir: {settings.state_dir} cannot be written by this user; give it to the daemon's")
     for station in settings.stations:
-        try:
-            _check_judgement(station, settings)
-        except (ArtifactError, CalibrationError, ConfigError) as error:
-            faults.append(f"station {station.name}: {error}")
+        for recipe in station.recipes:
+            place = f"station {station.name}" + (f", recipe {recipe.name}" if station.own_recipes else "")
+            try:
+                _check_judgement(place, recipe, settings)
+            except (ArtifactError, CalibrationError, ConfigError) as error:
+                faults.append(f"{place}: {error}")
         try:
             examine(station.source.path)
         except SourceUnavailableError as error:
@@ -128,22 +130,22 @@ def _tell_broker(mqtt: Mqtt) -> None:
     _tell("[green]ok[/]  " if safe else "[yellow]weak[/]", f"broker {mqtt.host}:{mqtt.port} {how}, {user}")
 
 
-def _check_judgement(station: Station, settings: Settings) -> None:
-    """Load what judges a station's parts, and say what it promises."""
+def _check_judgement(place: str, recipe: Recipe, settings: Settings) -> None:
+    """Load what judges the parts at a place, and say what it promises."""
     from daemon.build import build_detector, build_rule
 
-    rule = build_rule(station.regions)
-    detector = build_detector(station.model, settings.device, settings.threads, rule)
-    calibration = store.load(station.calibration_file, detector.fingerprint, rule.fingerprint)
+    rule = build_rule(recipe.regions)
+    detector = build_detector(recipe.model, settings.device, settings.threads, rule)
+    calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint)
     missing, made = shortage(calibration), calibration.provenance
     mark = "[yellow]weak[/]" if missing else "[green]ok[/]  "
-    _tell(mark, f"station {station.name}: model {station.model}, {promise(calibration)}")
+    _tell(mark, f"{place}: model {recipe.model}, {promise(calibration)}")
     if missing:
-        _tell(mark, f"station {station.name}: {missing}")
+        _tell(mark, f"{place}: {missing}")
     if made.engine != detector.engine:
         _tell(
             "[yellow]weak[/]",
-            f"station {station.name}: calibrated with {made.engine}, inspects with {detector.engine}; scores may "
+            f"{place}: calibrated with {made.engine}, inspects with {detector.engine}; scores may "
             "differ in their last digits",
         )
 

@@ -18,7 +18,7 @@ from typing import Any
 from calibration.calibration import Calibration
 from calibration.drift import Reading
 from daemon.challenge import ChallengeStatus
-from daemon.messages import Outcome, Verdict
+from daemon.messages import Decision, Outcome, Reason, Scalar, Verdict
 from daemon.regions import Region
 from daemon.wire import NOT_MEASURED, encode, epoch_ms, iso, number, text
 
@@ -30,18 +30,22 @@ VERDICT_LIMIT = 2048
 WATCHES = ("score", "brightness", "contrast", "sharpness", "shift")
 """What can drift: the scores of parts that pass, and the looks of all."""
 
+META_LIMIT = 256
+"""Bytes of what a verdict says of its part beside the ids."""
+
 _LEAST_P = 1e-4
 """Below it numbers need an exponent; the logarithm goes on."""
 _REGIONS = 8
 """The most that a verdict names; it counts them all."""
-_PART_ID_IN_PLC, _PART_ID, _MODEL, _DETAIL, _SOURCE = 32, 128, 64, 384, 384
+_PART_ID_IN_PLC, _TRIGGER_ID_IN_PLC, _PART_ID, _ID, _MODEL, _WHY, _DETAIL, _SOURCE = 32, 24, 128, 64, 64, 256, 384, 256
 """The most bytes that a text takes as it stands in the JSON."""
-_RESULT_STATE = {Outcome.PASS: 1, Outcome.FAIL: 1, Outcome.UNCERTAIN: 1, Outcome.ERROR: 4}  # OPC 40100-1
+_COMPLETED, _ABORTED, _FAILED = 1, 3, 4
+"""OPC 40100-1 ResultState."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One MQTT publication. `expires_s` asks the broker to forget it (MQTT 5 only)."""
+    """One MQTT publication. By MQTT 5 alone, `expires_s` asks the broker to forget it, and `correlation` goes along."""
 
     topic: str
     payload: bytes
@@ -49,11 +53,15 @@ class Message:
     retain: bool = False
     expires_s: int | None = None
     content_type: str = "application/json"
+    correlation: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who speaks: constant for one run of one station."""
+    """Who speaks, and by what it judges: constant for one recipe in one run of one station.
+
+    `recipe_index` counts the station's recipes from 1, as a PLC names them.
+    """
 
     prefix: str
     node: str
@@ -63,6 +71,8 @@ class Identity:
     model_sha256: str
     calibration: str
     fpr_target: float
+    recipe: str = "default"
+    recipe_index: int = 1
 
     @property
     def base(self) -> str:
@@ -97,6 +107,7 @@ TOPICS: Mapping[str, str] = {
     "alarm/event": "inspectd.alarm/1",
     "alarm/active": "inspectd.alarms/1",
     "event": "inspectd.event/1",
+    "cmd/response": "inspectd.response/1",
     "tag/verdict_code": "text/plain",
     "tag/reject": "text/plain",
     "tag/seq": "text/plain",
@@ -115,7 +126,8 @@ class StationState:
     """What `state` says.
 
     `state` is one of STATES, `camera` "online" or "offline"; `drift` is what `Quality.drift` says, and `challenge` how
-    the challenge test stands.
+    the challenge test stands. `unacknowledged` counts results that wait to be acknowledged, and `overrun` says that so
+    many wait that triggers are refused.
     """
 
     state: str
@@ -126,6 +138,13 @@ class StationState:
     mqtt_outbox: int
     last_seq: int
     uptime_s: int
+    unacknowledged: int = 0
+    overrun: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next part will be judged: in Ready after its trigger, in ContinuousExecution as it comes."""
+        return self.state in {"Ready", "ContinuousExecution"} and not self.overrun
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +161,14 @@ class Quality:
     challenge: ChallengeStatus | None
 
 
-STATES = {"Preoperational": 1, "Halted": 2, "Error": 3, "ContinuousExecution": 8}
+STATES = {
+    "Preoperational": 1,
+    "Halted": 2,
+    "Error": 3,
+    "Ready": 6,
+    "SingleExecution": 7,
+    "ContinuousExecution": 8,
+}
 """OPC 40100-1 names and numbers of the states that a station can be in."""
 
 
@@ -166,14 +192,14 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
         "ts_ms": epoch_ms(verdict.decided_at),
         "capture_ts": iso(capture.captured_at),
         "capture_ts_ms": epoch_ms(capture.captured_at),
-        "ts_source": "file_mtime",
+        "ts_source": capture.clock.value,
         "verdict": decision.outcome.name,
         "verdict_code": decision.outcome.value,
-        "result_state": _RESULT_STATE[decision.outcome],
+        "result_state": _result_state(decision),
         "reject": decision.outcome is not Outcome.PASS,
         "reason": decision.reason.name.lower(),
         "reason_code": decision.reason.value,
-        "detail": text(decision.detail, _DETAIL),
+        "detail": text(decision.detail, _WHY),
         "score": number(score),
         "threshold": 1.0,
         "fail_threshold": number(decision.fail_threshold / threshold),
@@ -185,7 +211,11 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
         "regions": regions,
         "region_count": len(verdict.regions),
         "part_id": text(capture.part_id, _PART_ID, keep_end=True),
+        "trigger_id": text(capture.trigger.trigger_id, _ID) if capture.trigger else "",
+        "batch_id": text(capture.batch_id, _ID),
+        "meta": _plain(capture.meta),
         "challenge": verdict.challenge,
+        "recipe": identity.recipe,
         "model": text(identity.model, _MODEL),
         "model_sha256": identity.model_sha256[:12],
         "calibration": identity.calibration,
@@ -196,6 +226,7 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
             "total": number(verdict.latency.total, 3),
         },
         "source": text(capture.origin, _SOURCE, keep_end=True),
+        "frame_id": capture.frame_id,
         "replayed": False,
     }
     while len(payload := encode(content)) > VERDICT_LIMIT and regions:
@@ -219,7 +250,9 @@ def encode_actuation(identity: Identity, verdict: Verdict, ttl_s: float) -> Mess
         "s": verdict.seq,
         "t": epoch_ms(verdict.decided_at),
         "sc": number(score, 3),
-        "tr": "",
+        "tr": text(verdict.capture.trigger.trigger_id, _TRIGGER_ID_IN_PLC, keep_end=True)
+        if verdict.capture.trigger
+        else "",
         "p": text(verdict.capture.part_id, _PART_ID_IN_PLC, keep_end=True),
         "v": 1,
     }
@@ -245,7 +278,9 @@ def encode_state(identity: Identity, state: StationState, at: datetime) -> Messa
         "schema": "inspectd.state/1",
         "state": state.state,
         "state_no": STATES[state.state],
-        "ready": state.state == "ContinuousExecution",
+        "ready": state.ready,
+        "recipe": identity.recipe,
+        "recipe_index": identity.recipe_index,
         "model": text(identity.model, _MODEL),
         "calibration": identity.calibration,
         "camera": state.camera,
@@ -254,6 +289,7 @@ def encode_state(identity: Identity, state: StationState, at: datetime) -> Messa
         "last_frame_age_ms": state.last_frame_age_ms,
         "mqtt_outbox": state.mqtt_outbox,
         "last_seq": state.last_seq,
+        "unacknowledged": state.unacknowledged,
         "uptime_s": state.uptime_s,
         "ts_ms": epoch_ms(at),
     }
@@ -348,6 +384,20 @@ def encode_picture_comment(verdict: Verdict, kind: Picture = Picture.OVERLAY) ->
         "kind": kind.value,
     }
     return encode(content, ascii_only=True)
+
+
+def _plain(meta: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The same with plain numbers; of too much the first keys."""
+    plain = {key: number(value) if isinstance(value, float) else value for key, value in meta.items()}
+    while len(encode(plain)) > META_LIMIT:
+        plain.popitem()
+    return plain
+
+
+def _result_state(decision: Decision) -> int:
+    if decision.outcome is not Outcome.ERROR:
+        return _COMPLETED
+    return _ABORTED if decision.reason is Reason.ABORTED else _FAILED
 
 
 def _tag(identity: Identity, name: str, value: str) -> Message:

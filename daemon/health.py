@@ -10,9 +10,11 @@ import structlog
 from calibration.calibration import shortage
 from daemon.alarms import AlarmId, Alarms, Change
 from daemon.contract import StationState
+from daemon.execution import UNACKNOWLEDGED, Execution
 from daemon.messages import Outcome, Reason, Verdict
 from daemon.quality import StationQuality
-from daemon.stats import Counters
+from daemon.recipes import Recipes
+from daemon.stats import Counters, Drop
 
 OUTBOX_HIGH = 1_000
 """Verdicts that wait for the broker before that is an alarm."""
@@ -25,9 +27,10 @@ log = structlog.get_logger()
 class StationHealth:
     """Figures, conditions and alarms of one station. Any thread may report; any may ask; one updates the alarms."""
 
-    def __init__(self, station: str, last_seq: int, quality: StationQuality) -> None:
+    def __init__(self, station: str, last_seq: int, recipes: Recipes, execution: Execution) -> None:
         self.station = station
-        self.quality = quality
+        self._recipes = recipes
+        self._execution = execution
         self.counters = Counters(datetime.now(UTC))
         self.alarms = Alarms()
         self._started = self._last_frame = time.monotonic()
@@ -35,9 +38,15 @@ class StationHealth:
         self._record = True
         self._late = 0
         self._failure: str | None = None
+        self._overrun: str | None = None
         self._last_seq = last_seq
         self.newest: Verdict | None = None
         self._lock = Lock()
+
+    @property
+    def quality(self) -> StationQuality:
+        """Of what is prepared now."""
+        return self._recipes.current.quality
 
     def source_is(self, *, available: bool) -> None:
         """The camera or folder can, or cannot, be read."""
@@ -54,9 +63,15 @@ class StationHealth:
         if self._late == 1 or self._late % 100 == 0:
             log.warning("the gate is not told of parts that came long ago", station=self.station, so_far=self._late)
 
-    def frame_arrived(self, part_id: str) -> None:
-        """A part was seen. Those of the challenge test are in no figure."""
-        self._last_frame = time.monotonic()
+    def missed(self) -> None:
+        """A trigger came that gets no verdict."""
+        self.counters.arrived()
+        self.counters.dropped(Drop.MISSED)
+
+    def frame_arrived(self, part_id: str, *, seen: bool) -> None:
+        """A part was seen, or only heard of. Those of the challenge test are in no figure."""
+        if seen:
+            self._last_frame = time.monotonic()
         if not self.quality.is_challenge(part_id):
             self.counters.arrived()
 
@@ -69,6 +84,7 @@ class StationHealth:
             self._last_seq = verdict.seq
             self.newest = verdict
             self._failure = decision.detail if decision.reason is Reason.MODEL_ERROR else None
+            self._overrun = decision.detail if decision.reason is Reason.TRIGGER_WHILE_BUSY else None
 
     def update(self, waiting_verdicts: int) -> list[Change]:
         """See what is wrong now, and which alarms that raises or clears. To be called every second or so."""
@@ -77,10 +93,10 @@ class StationHealth:
     def state(self, waiting_verdicts: int) -> StationState:
         """The station's condition now."""
         now = time.monotonic()
-        state = {None: "Preoperational", False: "Error", True: "ContinuousExecution"}[self._camera]
+        state = {None: "Preoperational", False: "Error", True: self._execution.mode.value}[self._camera]
         if not self._record or self.quality.holds:
             state = "Error"
-        quality = self.quality.report()
+        quality, unacknowledged = self.quality.report(), self._execution.unacknowledged
         return StationState(
             state=state,
             camera="online" if self._camera else "offline",
@@ -90,6 +106,8 @@ class StationHealth:
             mqtt_outbox=waiting_verdicts,
             last_seq=self._last_seq,
             uptime_s=int(now - self._started),
+            unacknowledged=unacknowledged,
+            overrun=unacknowledged >= UNACKNOWLEDGED,
         )
 
     def summary(self) -> str:
@@ -119,6 +137,7 @@ class StationHealth:
             AlarmId.INFERENCE_FAILED: self._failure,
             AlarmId.CHALLENGE_FAILED: test.detail if test and test.status == "failed" else None,
             AlarmId.CHALLENGE_DUE: test.detail if test and test.status == "due" else None,
+            AlarmId.TRIGGER_OVERRUN: self._overrun,
             AlarmId.OUTBOX_HIGH: f"{waiting_verdicts} wait" if waiting_verdicts > OUTBOX_HIGH else None,
             AlarmId.REJECT_RATE_HIGH: f"{rejects} of the last {OF_LAST}" if rejects >= REJECTS_HIGH else None,
             AlarmId.DRIFT: None if quality.drift in {"ok", "off"} else quality.drift,

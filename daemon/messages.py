@@ -42,7 +42,8 @@ class Capture:
 
     `id` is a ULID given once when the part is claimed; its verdict carries the same one, however often
     the daemon is restarted in between. `captured_at`, known by `clock`, and `arrived_at`, when the part came to us, are
-    UTC; `seen_at` is `time.monotonic()` seconds. `frame_id` is the camera's own count, 0 where there is none.
+    UTC; `seen_at` is `time.monotonic()` seconds. `frame_id` is the camera's own count, 0 where there is none. `recipe`
+    is what was prepared when the part came.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Capture:
     batch_id: str = ""
     meta: Mapping[str, Scalar] = field(default_factory=dict)
     trigger: Trigger | None = None
+    recipe: str = "default"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,9 @@ from daemon.messages import Outcome
 MAX_ROWS = 1_000_000
 """Verdicts that an outbox holds unless told otherwise: some 1.3 GB."""
 
+ANSWERS_KEPT_S = 24 * 3600
+"""Seconds for which answers to commands are remembered."""
+
 log = structlog.get_logger()
 
 _TABLES = """
@@ -34,6 +37,13 @@ CREATE TABLE IF NOT EXISTS quarantined (
     station TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (station, kind, number)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unsettled (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS promise (id TEXT PRIMARY KEY, station TEXT NOT NULL, content BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answer (
+    station TEXT NOT NULL, cmd_id TEXT NOT NULL, at_ms INTEGER NOT NULL, payload BLOB NOT NULL,
+    PRIMARY KEY (station, cmd_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS answer_age ON answer (at_ms);
+CREATE TABLE IF NOT EXISTS recipe (station TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
 """
 # A verdict that an earlier version kept without its outcome counts as ERROR: what may not have passed is kept longest.
 _OUTCOME = "ALTER TABLE entry ADD COLUMN outcome TEXT NOT NULL DEFAULT 'ERROR'"
@@ -72,6 +82,25 @@ class Gap:
     first_seq: int
     last_seq: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A verdict that was promised to a trigger: the trigger's ULID, and what is to be known of it after a restart."""
+
+    id: str
+    station: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command was answered. `at_ms` is milliseconds since 1970 UTC."""
+
+    station: str
+    cmd_id: str
+    at_ms: int
+    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +156,10 @@ class Outbox:
             self._db.close()
             raise
 
-    def keep(self, entries: Sequence[Entry], settled: Iterable[str] = ()) -> None:
-        """Store verdicts in one durable commit, each with the next `seq` of its station, and forget settled ids.
+    def keep(self, entries: Sequence[Entry], settled: Iterable[str] = (), promised: Iterable[str] = ()) -> None:
+        """Store verdicts in one durable commit, each with the next `seq` of its station.
+
+        Settled ids, and promises that the verdicts fulfil, are forgotten with it.
 
         Raises:
             OutboxError: nothing was stored (a full disk, say); try again.
@@ -146,6 +177,7 @@ class Outbox:
                 self._db.execute("INSERT OR IGNORE INTO unsettled VALUES (?)", (entry.id,))
                 change.entries[entry.station] += 1
             self._db.executemany("DELETE FROM unsettled WHERE id = ?", [(i,) for i in settled])
+            self._db.executemany("DELETE FROM promise WHERE id = ?", [(i,) for i in promised])
             self._make_room(self._waiting.entries.total() + len(entries) - self._max_rows, change)
         for station in change.gaps:
             log.warning(
@@ -179,6 +211,54 @@ class Outbox:
             change.gaps[station] -= 1
             self._tell(station, leaf, encode(Gap(*row)), change)
         return True
+
+    def answer(self, answer: Answer, promise: Promise | None = None) -> None:
+        """Store what a command is answered, and what that promises, in one durable commit.
+
+        Raises:
+            OutboxError: nothing was stored.
+        """
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?)",
+                (answer.station, answer.cmd_id, answer.at_ms, answer.payload),
+            )
+            # Also those from the future, which a clock that was set back has left.
+            age_ms = 1000 * ANSWERS_KEPT_S
+            self._db.execute(
+                "DELETE FROM answer WHERE at_ms NOT BETWEEN ? AND ?", (answer.at_ms - age_ms, answer.at_ms + age_ms)
+            )
+            if promise is not None:
+                self._db.execute("INSERT INTO promise VALUES (?, ?, ?)", (promise.id, promise.station, promise.content))
+
+    def answered(self, station: str, cmd_id: str) -> bytes | None:
+        """What a command of this id was answered in the last day; None if it is new."""
+        with self._reading():
+            row = self._db.execute(
+                "SELECT payload FROM answer WHERE station = ? AND cmd_id = ?", (station, cmd_id)
+            ).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def promises(self, station: str) -> list[bytes]:
+        """What is known of promises that have no verdict yet, oldest first."""
+        with self._reading():
+            rows = self._db.execute("SELECT content FROM promise WHERE station = ? ORDER BY id", (station,)).fetchall()
+        return [row[0] for row in rows]
+
+    def prepare(self, station: str, recipe: str) -> None:
+        """Remember which recipe a station has prepared.
+
+        Raises:
+            OutboxError: it was not stored.
+        """
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO recipe VALUES (?, ?)", (station, recipe))
+
+    def prepared(self, station: str) -> str | None:
+        """The recipe that a station has prepared; None if none ever was."""
+        with self._reading():
+            row = self._db.execute("SELECT name FROM recipe WHERE station = ?", (station,)).fetchone()
+        return None if row is None else str(row[0])
 
     def entries(self, station: str, after: int, limit: int) -> list[Entry]:
         """Verdicts of a station that wait for their acknowledgement, oldest first, behind number `after`."""

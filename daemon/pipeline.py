@@ -5,26 +5,26 @@ acquire ─Frame→ inspect ─Concluded→ record ─→ outbox, source, pictur
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from threading import Event
 from typing import Protocol
 
 import structlog
 
-from calibration.calibration import Calibration
 from daemon import contract, judgement, overlay
 from daemon.channel import Channel, ClosedError
-from daemon.contract import Identity, Message, Picture
+from daemon.contract import Message, Picture
 from daemon.execution import Execution
 from daemon.health import StationHealth
 from daemon.messages import Capture, Decision, Frame, Latency, Outcome, Reason, Unreadable, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
-from daemon.quality import StationQuality
-from daemon.regions import PLAIN, Region, Rule, regions, shown
+from daemon.recipes import Recipe, Recipes
+from daemon.regions import Region, Rule, regions, shown
 from daemon.sources.base import TICK_S, Source, SourceUnavailableError
-from detectors.base import Detector, DeviceLostError, Image, Prediction
+from detectors.base import DeviceLostError, Image, Prediction
 
 RETRY_S = (0.5, 10.0)
 PICTURE_INTERVAL_S = 0.5
@@ -46,23 +46,21 @@ class Sink(Protocol):
 class Station:
     """All that one station consists of while it runs."""
 
-    identity: Identity
+    name: str
     source: Source
-    detector: Detector
-    calibration: Calibration
+    recipes: Recipes
     sink: Sink
     health: StationHealth
-    quality: StationQuality
     execution: Execution
     actuation_ttl_s: float
-    rule: Rule = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
 class Concluded:
-    """A verdict on its way into the record, with what a picture of it needs."""
+    """A verdict on its way into the record, by what recipe, and with what a picture of it needs."""
 
     verdict: Verdict
+    recipe: Recipe
     image: Image | None
     prediction: Prediction | None
 
@@ -70,7 +68,7 @@ class Concluded:
 def acquire(station: Station, frames: Channel[Frame | Unreadable], stop: Event) -> None:
     """Bring frames in until `stop`; an absent source is waited for, said once, and shown in the state."""
     retry_s = RETRY_S[0]
-    name = station.identity.station
+    name = station.name
     complaint = ""
     while not stop.is_set():
         try:
@@ -96,9 +94,11 @@ def acquire(station: Station, frames: Channel[Frame | Unreadable], stop: Event) 
 
 
 def _admit(item: Frame | Unreadable | None, station: Station, frames: Channel[Frame | Unreadable]) -> None:
+    recipe = station.recipes.current.name
     for admitted in station.execution.admit(item):
-        station.health.frame_arrived(admitted.capture.part_id)
-        frames.put(admitted)
+        seen = isinstance(admitted, Frame) or admitted.cause in {Reason.DECODE_FAILED, Reason.INCOMPLETE_FRAME}
+        station.health.frame_arrived(admitted.capture.part_id, seen=seen)
+        frames.put(replace(admitted, capture=replace(admitted.capture, recipe=recipe)))
 
 
 def inspect(
@@ -114,33 +114,41 @@ def inspect(
     """
     try:
         for items in frames.batches(batch):
-            for name, station in stations.items():
-                mine = [item for item in items if item.capture.station == name]
-                for item, judged, prediction, taken_at, inferred_ms in _judge(mine, station):
-                    part_id = item.capture.part_id
-                    decision = station.quality.confirm(part_id, judged)
-                    seq = station.execution.number(item)
-                    verdict = _conclude(item.capture, decision, seq, taken_at, inferred_ms)
-                    if _is_timely(verdict, station.actuation_ttl_s):
-                        station.sink.actuate(
-                            contract.encode_actuation(station.identity, verdict, station.actuation_ttl_s)
-                        )
-                    else:
-                        station.health.came_too_late()
-                    # The gate knows; what takes longer comes after.
-                    station.quality.conclude(part_id, decision)
-                    verdict = replace(
-                        verdict,
-                        regions=_regions(item, decision, prediction, station.rule),
-                        challenge=station.quality.is_challenge(part_id),
-                    )
-                    image = item.image if isinstance(item, Frame) else None
-                    concluded.put(Concluded(verdict, image, prediction))
+            for (name, recipe), mine in _sorted(items).items():
+                for concluding in _judge_all(mine, stations[name], stations[name].recipes[recipe]):
+                    concluded.put(concluding)
     except ClosedError:  # the recording stage has ended, and says why itself
         return
     finally:
         frames.close()
         concluded.close()
+
+
+def _sorted(items: Sequence[Frame | Unreadable]) -> dict[tuple[str, str], list[Frame | Unreadable]]:
+    """The items of each station and recipe, in their order."""
+    kinds: dict[tuple[str, str], list[Frame | Unreadable]] = {}
+    for item in items:
+        kinds.setdefault((item.capture.station, item.capture.recipe), []).append(item)
+    return kinds
+
+
+def _judge_all(items: Sequence[Frame | Unreadable], station: Station, recipe: Recipe) -> Iterator[Concluded]:
+    for item, judged, prediction, taken_at, inferred_ms in _judge(items, recipe):
+        part_id = item.capture.part_id
+        decision = recipe.quality.confirm(part_id, judged)
+        verdict = _conclude(item.capture, decision, station.execution.number(item), taken_at, inferred_ms)
+        if _is_timely(verdict, station.actuation_ttl_s):
+            station.sink.actuate(contract.encode_actuation(recipe.identity, verdict, station.actuation_ttl_s))
+        else:
+            station.health.came_too_late()
+        # The gate knows; what takes longer comes after.
+        recipe.quality.conclude(part_id, decision)
+        verdict = replace(
+            verdict,
+            regions=_regions(item, decision, prediction, recipe.rule),
+            challenge=recipe.quality.is_challenge(part_id),
+        )
+        yield Concluded(verdict, recipe, item.image if isinstance(item, Frame) else None, prediction)
 
 
 def record(
@@ -158,8 +166,9 @@ def record(
     healths = [station.health for station in stations.values()]
     try:
         for batch in concluded.batches(32):
-            entries = [_entry(item.verdict, stations[item.verdict.capture.station].identity) for item in batch]
-            if not _keep(outbox, entries, settled, healths, stop):
+            entries = [_entry(item) for item in batch]
+            promised = [item.verdict.capture.trigger.id for item in batch if item.verdict.capture.trigger]
+            if not _keep(partial(outbox.keep, entries, settled, promised), healths, stop):
                 return
             settled = []
             for item in batch:
@@ -173,7 +182,7 @@ def record(
                 _tell(item.verdict)
                 pictures.put(item)
                 if item.image is not None and decision.score is not None and not item.verdict.challenge:
-                    station.quality.observe(item.image, decision)
+                    item.recipe.quality.observe(item.image, decision)
     finally:
         concluded.close()
         pictures.close()
@@ -198,7 +207,7 @@ def illustrate(
             continue
         shown[name] = now
         try:
-            messages = _pictures(item, stations[name], [Picture.OVERLAY, *more], side, limit_bytes)
+            messages = _pictures(item, [Picture.OVERLAY, *more], side, limit_bytes)
         except Exception as error:  # noqa: BLE001 -- no picture is worth a verdict
             log.warning("a picture could not be drawn", station=name, id=item.verdict.capture.id, reason=str(error))
             continue
@@ -206,29 +215,27 @@ def illustrate(
             show(message)
 
 
-def _pictures(
-    item: Concluded, station: Station, kinds: Sequence[Picture], side: int, limit_bytes: int
-) -> list[Message]:
+def _pictures(item: Concluded, kinds: Sequence[Picture], side: int, limit_bytes: int) -> list[Message]:
     """Those of the pictures that there are and that fit into a packet."""
     messages = []
     for kind in kinds:
         comment = contract.encode_picture_comment(item.verdict, kind)
         encoded = None
         if kind is Picture.OVERLAY:
-            encoded = overlay.fit_jpeg(picture_of(item, side, station.rule), comment, limit_bytes)
+            encoded = overlay.fit_jpeg(picture_of(item, side), comment, limit_bytes)
         elif kind is Picture.MAP and item.prediction is not None:
             threshold = item.verdict.decision.threshold
             encoded = overlay.fit_map(item.prediction.anomaly_map, threshold, comment, limit_bytes)
         elif kind is Picture.SOURCE and item.image is not None:
             encoded = overlay.fit_jpeg(item.image, comment, limit_bytes)
         if encoded is not None:
-            messages.append(contract.picture(station.identity, kind, encoded))
+            messages.append(contract.picture(item.recipe.identity, kind, encoded))
     return messages
 
 
-def picture_of(item: Concluded, side: int, rule: Rule) -> Image:
-    """The overlay of one verdict; what is too small to count under the rule is not outlined."""
-    decision, capture = item.verdict.decision, item.verdict.capture
+def picture_of(item: Concluded, side: int) -> Image:
+    """The overlay of one verdict; where a recipe does not look, nothing is outlined."""
+    decision, capture, rule = item.verdict.decision, item.verdict.capture, item.recipe.rule
     title = f"{capture.station} · {capture.part_id}"
     caption = overlay.Caption(decision.outcome, title, judgement.explain(decision))
     if item.prediction is None:
@@ -243,33 +250,33 @@ def _is_timely(verdict: Verdict, ttl_s: float) -> bool:
 _Judged = tuple[Frame | Unreadable, Decision, Prediction | None, float, float]
 
 
-def _judge(items: Sequence[Frame | Unreadable], station: Station) -> list[_Judged]:
-    """Judge some frames of one station together, in their order; where that fails, one by one."""
+def _judge(items: Sequence[Frame | Unreadable], recipe: Recipe) -> list[_Judged]:
+    """Judge some frames of one recipe together, in their order; where that fails, one by one."""
     taken_at = time.monotonic()
     images = [item.image for item in items if isinstance(item, Frame)]
     failure = ""
     predictions: list[Prediction] = []
     try:
-        predictions = station.detector.predict(images)
+        predictions = recipe.detector.predict(images)
     except DeviceLostError:
         raise  # nothing can be judged any more: the process must start afresh
     except Exception as error:  # noqa: BLE001 -- a part that was seen gets a verdict, whatever is wrong with it
         if len(items) > 1:
-            return [judged for item in items for judged in _judge([item], station)]
+            return [judged for item in items for judged in _judge([item], recipe)]
         failure = f"{type(error).__name__}: {error}"[:200]
-        log.warning("the detector failed", station=station.identity.station, reason=failure)
+        log.warning("the detector failed", station=recipe.identity.station, recipe=recipe.name, reason=failure)
     inferred_ms = (time.monotonic() - taken_at) * 1000 / max(1, len(images))
     judged: list[_Judged] = []
     upcoming = iter(predictions)
     for item in items:
         prediction = None
         if isinstance(item, Unreadable):
-            decision = judgement.refuse(item.cause, item.reason, station.calibration)
+            decision = judgement.refuse(item.cause, item.reason, recipe.calibration)
         elif failure:
-            decision = judgement.refuse(Reason.MODEL_ERROR, failure, station.calibration)
+            decision = judgement.refuse(Reason.MODEL_ERROR, failure, recipe.calibration)
         else:
             prediction = next(upcoming)
-            decision = judgement.judge(prediction, station.calibration)
+            decision = judgement.judge(prediction, recipe.calibration)
             prediction = None if decision.score is None else prediction
         judged.append((item, decision, prediction, taken_at, inferred_ms))
     return judged
@@ -291,19 +298,18 @@ def _conclude(capture: Capture, decision: Decision, seq: int, taken_at: float, i
     return Verdict(seq, capture, decision, decided_at, Latency(queue_ms, inferred_ms, total_ms))
 
 
-def _entry(verdict: Verdict, identity: Identity) -> Entry:
-    payload = contract.encode_verdict(identity, verdict)
-    return Entry(identity.station, verdict.seq, verdict.capture.id, payload, verdict.decision.outcome)
+def _entry(item: Concluded) -> Entry:
+    verdict = item.verdict
+    payload = contract.encode_verdict(item.recipe.identity, verdict)
+    return Entry(verdict.capture.station, verdict.seq, verdict.capture.id, payload, verdict.decision.outcome)
 
 
-def _keep(
-    outbox: Outbox, entries: Sequence[Entry], settled: Sequence[str], healths: Sequence[StationHealth], stop: Event
-) -> bool:
-    """Keep entries however long the disk takes; False if asked to stop while it still refuses."""
+def _keep(keep: Callable[[], None], healths: Sequence[StationHealth], stop: Event) -> bool:
+    """Keep verdicts however long the disk takes; False if asked to stop while it still refuses."""
     retry_s = RETRY_S[0]
     while True:
         try:
-            outbox.keep(entries, settled)
+            keep()
         except OutboxError as error:
             log.warning("the record cannot be written; the line is held until it can", reason=str(error))
             for health in healths:

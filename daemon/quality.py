@@ -68,6 +68,12 @@ class StationQuality:
         if self._challenge is not None:
             self._challenge.conclude(part_id, decision.outcome, datetime.now(UTC))
 
+    def begin_challenge(self) -> bool:
+        """Let a run of the challenge test begin now; False where there is no such test."""
+        if self._challenge is not None:
+            self._challenge.begin(datetime.now(UTC))
+        return self._challenge is not None
+
     def observe(self, image: Image, decision: Decision) -> None:
         """Watch one measured part that is none of the challenge test's; a change is logged."""
         seen = None if self._reference is None else canaries.measure(image, self._reference)

@@ -8,11 +8,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 import structlog
 from ulid import ULID
@@ -20,6 +21,7 @@ from ulid import ULID
 from calibration import store
 from calibration.calibration import shortage
 from config.load import ConfigError
+from config.schema import Recipe as RecipeSettings
 from config.schema import Settings
 from config.schema import Station as StationSettings
 from daemon import announcements, boards, pipeline, systemd
@@ -32,13 +34,16 @@ from daemon.build import (
     build_source,
 )
 from daemon.channel import Channel, Overflow
-from daemon.contract import TOPICS, Identity, Message, Picture, StationState
+from daemon.contract import TOPICS, Identity, Message, Picture, Quality, StationState, encode_state
+from daemon.control import Control
 from daemon.execution import Execution, Mode
 from daemon.health import StationHealth
-from daemon.messages import Frame, Outcome, Unreadable
+from daemon.messages import Frame, Outcome, Trigger, Unreadable
 from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
+from daemon.recipes import Recipe, Recipes
+from daemon.requests import Action, unpack
 from daemon.sinks.link import Broker
 from daemon.sinks.mqtt import PictureSink, StationSink
 from detectors.devices import batch_size
@@ -85,6 +90,7 @@ class _Life:
         self._boot_id = secrets.token_hex(4)
         self._failures: list[BaseException] = []
         self._notes: deque[tuple[str, Message]] = deque()
+        self._delivering = Lock()
         self._challenges: dict[str, str] = {}
         broker = build_broker(settings.mqtt)
         self._pictures = PictureSink(broker, settings.node)
@@ -127,7 +133,13 @@ class _Life:
         systemd.ready(self._summary())
         log.info("ready", stations=list(stations), boot_id=self._boot_id)
         for name, station in stations.items():
-            self._note(name, EventKind.STARTED, version("inspectd"), f"calibration {station.identity.calibration}")
+            prepared = station.recipes.current.identity
+            self._note(
+                name,
+                EventKind.STARTED,
+                version("inspectd"),
+                f"recipe {prepared.recipe}, calibration {prepared.calibration}",
+            )
         while not self._stop.wait(TICK_S):
             self._look_after_alarms()
             systemd.status(self._summary())
@@ -154,12 +166,61 @@ class _Life:
         if self._failures:
             raise self._failures[0]
 
-    def _build(self, station: StationSettings, broker: Broker) -> Station:
+    def _build(self, station: StationSettings, broker: Callable[[], Broker]) -> Station:
+        name, mqtt, outbox = station.name, self._settings.mqtt, self._outbox
+        built = [self._build_recipe(station, index, recipe) for index, recipe in enumerate(station.recipes, start=1)]
+        recipes = Recipes(built, outbox.prepared(name))
+        last_seq = outbox.last_seq(name)
+        mode = {"continuous": Mode.CONTINUOUS, "triggered": Mode.READY}[station.mode]
+        execution = Execution(
+            name,
+            mode,
+            last_seq,
+            timeout_s=station.trigger_timeout_s,
+            acknowledged=station.acknowledge,
+            aborted=_promised(outbox, name, last_seq),
+        )
+        health = StationHealth(name, last_seq, recipes, execution)
+
+        def identity() -> Identity:
+            return recipes.current.identity
+
+        def state() -> StationState:
+            return health.state(outbox.depth(name))
+
+        def quality() -> Quality:
+            return health.quality.report()
+
+        def halted() -> Message:
+            return encode_state(identity(), replace(state(), state=Mode.HALTED.value), datetime.now(UTC))
+
+        control = Control(identity(), execution, recipes, health, outbox, partial(self._note, name))
+        self._sinks[name] = sink = StationSink(
+            broker,
+            identity(),
+            outbox,
+            halted=halted,
+            boards=[
+                boards.birth_board(identity, self._birth(station)),
+                boards.state_board(identity, state),
+                boards.quality_board(identity(), quality),
+                boards.alarms_board(identity(), health.alarms.active),
+                boards.stats_board(identity(), health.counters),
+                *([boards.tags_board(identity(), state, lambda: health.newest)] if mqtt.tags else []),
+            ],
+            obey=control.obey,
+            actuation_ttl_s=mqtt.actuation_ttl_s,
+            replay_rate=mqtt.replay_rate,
+        )
+        source = build_source(station, outbox)
+        return Station(name, source, recipes, sink, health, execution, mqtt.actuation_ttl_s)
+
+    def _build_recipe(self, station: StationSettings, index: int, recipe: RecipeSettings) -> Recipe:
         settings = self._settings
-        log.info("loading the model", station=station.name, model=str(station.model))
-        rule = build_rule(station.regions)
-        detector = build_detector(station.model, settings.device, settings.threads, rule)
-        calibration = store.load(station.calibration_file, detector.fingerprint, rule.fingerprint)
+        log.info("loading the model", station=station.name, recipe=recipe.name, model=str(recipe.model))
+        rule = build_rule(recipe.regions)
+        detector = build_detector(recipe.model, settings.device, settings.threads, rule)
+        calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint)
         if missing := shortage(calibration):
             log.warning(
                 "too few good parts for the false-reject rate that was asked for", station=station.name, reason=missing
@@ -176,37 +237,17 @@ class _Life:
             node=settings.node,
             station=station.name,
             boot_id=self._boot_id,
-            model=station.model.name,
+            model=recipe.model.name,
             model_sha256=detector.fingerprint,
             calibration=calibration.id,
             fpr_target=calibration.alpha_carried,
+            recipe=recipe.name,
+            recipe_index=index,
         )
-        test = station.challenge
-        challenge = None if test is None else build_challenge(test, station.name, settings.state_dir)
-        quality = StationQuality(station.name, calibration, challenge)
-        last_seq = self._outbox.last_seq(station.name)
-        execution = Execution(station.name, Mode.CONTINUOUS, last_seq)
-        health = StationHealth(station.name, last_seq, quality)
-        ttl_s = settings.mqtt.actuation_ttl_s
-        state = partial(_state, health, self._outbox)
-        self._sinks[station.name] = sink = StationSink(
-            broker,
-            identity,
-            self._outbox,
-            state=state,
-            boards=[
-                boards.birth_board(identity, self._birth(station)),
-                boards.state_board(identity, state),
-                boards.quality_board(identity, quality.report),
-                boards.alarms_board(identity, health.alarms.active),
-                boards.stats_board(identity, health.counters),
-                *([boards.tags_board(identity, state, lambda: health.newest)] if settings.mqtt.tags else []),
-            ],
-            actuation_ttl_s=ttl_s,
-            replay_rate=settings.mqtt.replay_rate,
-        )
-        source = build_source(station, self._outbox)
-        return Station(identity, source, detector, calibration, sink, health, quality, execution, ttl_s, rule)
+        # A station that was given recipes later goes on with the result that it has.
+        key = station.name if index == 1 else f"{station.name}.{recipe.name}"
+        challenge = None if recipe.challenge is None else build_challenge(recipe.challenge, key, settings.state_dir)
+        return Recipe(identity, detector, calibration, StationQuality(station.name, calibration, challenge), rule)
 
     def _start(self, name: str, stage: Callable[[], None]) -> Thread:
         def root() -> None:
@@ -232,6 +273,8 @@ class _Life:
             max_packet_bytes=mqtt.max_packet_bytes,
             config_sha256=hashlib.sha256(self._settings.model_dump_json().encode()).hexdigest(),
             leaves=[leaf for leaf in TOPICS if not leaf.startswith(off)],
+            recipes=[recipe.name for recipe in station.recipes],
+            commands=list(Action),
         )
 
     def _look_after_alarms(self) -> None:
@@ -241,8 +284,8 @@ class _Life:
                 log.warning(
                     "alarm", station=name, alarm=change.alarm.id, active=change.active, detail=change.alarm.detail
                 )
-                self._notes.append((name, encode_alarm(station.identity, change, datetime.now(UTC))))
-            test = station.quality.report().challenge
+                self._notes.append((name, encode_alarm(station.recipes.current.identity, change, datetime.now(UTC))))
+            test = station.health.quality.report().challenge
             if test and self._challenges.setdefault(name, test.status) != test.status:
                 self._challenges[name] = test.status
                 self._note(name, EventKind.CHALLENGE, test.status, test.detail)
@@ -252,14 +295,18 @@ class _Life:
         """Note that something happened, for the audit."""
         at = datetime.now(UTC)
         event = announcements.Event(str(ULID.from_datetime(at)), kind, subject, detail, at)
-        self._notes.append((station, encode_event(self._stations[station].identity, event)))
+        self._notes.append((station, encode_event(self._stations[station].recipes.current.identity, event)))
         self._deliver_notes()
 
     def _deliver_notes(self) -> None:
-        """Put into the outbox what it takes; while the disk refuses, the rest waits here."""
+        """Put into the outbox what it takes; while the disk refuses, the rest waits here. Any thread."""
+        with self._delivering:
+            self._deliver_in_order()
+
+    def _deliver_in_order(self) -> None:
         while self._notes:
             station, message = self._notes[0]
-            leaf = message.topic.removeprefix(self._stations[station].identity.topic(""))
+            leaf = message.topic.removeprefix(self._stations[station].recipes.current.identity.topic(""))
             try:
                 self._outbox.tell(station, leaf, message.payload)
             except OutboxError:
@@ -271,8 +318,13 @@ class _Life:
         return "; ".join(station.health.summary() for station in self._stations.values())
 
 
-def _state(health: StationHealth, outbox: Outbox) -> StationState:
-    return health.state(outbox.depth(health.station))
+def _promised(outbox: Outbox, station: str, last_seq: int) -> list[Trigger]:
+    """The triggers to which an earlier run has promised a verdict, with the numbers that come next.
+
+    Those are the promised ones, unless a part that was on its way before them was lost with that run.
+    """
+    triggers = sorted((unpack(content) for content in outbox.promises(station)), key=lambda trigger: trigger.seq)
+    return [replace(trigger, seq=number) for number, trigger in enumerate(triggers, start=last_seq + 1)]
 
 
 def _join(threads: Sequence[Thread]) -> None:

@@ -121,6 +121,7 @@ class Cable:
     def __init__(self, to_port: int) -> None:
         self.port = free_port()
         self.deaf: set[int] = set()
+        self._vanished = threading.Event()
         self._to_port = to_port
         self._server: asyncio.Server | None = None
         self._relays: set[asyncio.Task[None]] = set()
@@ -134,6 +135,11 @@ class Cable:
 
     def unplug(self) -> None:
         self._do(self._cut())
+
+    def vanish(self) -> None:
+        """Let nothing more through the connections there are, without closing them; new ones work."""
+        self._vanished.set()
+        self._vanished = threading.Event()
 
     def close(self) -> None:
         self.unplug()
@@ -159,14 +165,17 @@ class Cable:
         this = asyncio.current_task()
         assert this is not None
         self._relays.add(this)
+        vanished = self._vanished
         try:
             far, to_far = await asyncio.open_connection(HOST, self._to_port)
             copies = [
-                asyncio.create_task(_copy(near, to_far)),
-                asyncio.create_task(self._copy_packets(far, to_near)),
+                asyncio.create_task(_copy(near, to_far, vanished)),
+                asyncio.create_task(self._copy_packets(far, to_near, vanished)),
             ]
             try:
                 await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+                if vanished.is_set():  # neither end hears of the other's
+                    await asyncio.Event().wait()
             finally:
                 for copy in copies:
                     copy.cancel()
@@ -178,21 +187,24 @@ class Cable:
             to_near.transport.abort()
             self._relays.discard(this)
 
-    async def _copy_packets(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy_packets(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, vanished: threading.Event
+    ) -> None:
         while True:
             head = await reader.readexactly(2)
             while head[-1] & 0x80:  # the length goes on
                 head += await reader.readexactly(1)
             length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(head[1:]))
             body = await reader.readexactly(length)
-            if head[0] not in self.deaf:
+            if head[0] not in self.deaf and not vanished.is_set():
                 writer.write(head + body)
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, vanished: threading.Event) -> None:
     while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
+        if not vanished.is_set():
+            writer.write(data)
+            await writer.drain()
 
 
 @dataclass(frozen=True, slots=True)

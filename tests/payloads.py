@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from calibration.calibration import LEAST_P, Provenance, fit
 from calibration.drift import Reading
-from daemon import announcements, contract
+from daemon import announcements, contract, requests
 from daemon.alarms import DEFINITIONS, Alarm, AlarmId, Change
 from daemon.announcements import Birth, Event, EventKind
 from daemon.canaries import CAUSES
 from daemon.challenge import ChallengeStatus
-from daemon.contract import TOPICS, Identity, Picture, Quality, StationState
+from daemon.contract import META_LIMIT, TOPICS, Identity, Picture, Quality, StationState
 from daemon.images import MAX_PIXELS, MAX_SIDE
-from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
+from daemon.messages import Capture, Clock, Decision, Latency, Outcome, Reason, Trigger, Verdict
 from daemon.regions import Region
+from daemon.requests import Action, Code
 from daemon.stats import Drop, Latencies, Stats
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -37,6 +38,7 @@ IDENTITY = Identity(
     model_sha256="3b7e0c5d9a1f" * 5 + "beef",
     calibration="51c0ffee51c0",
     fpr_target=0.01,
+    recipe="flange-a",
 )
 CAPTURE = Capture(
     id="01JDA5ZK3V9Q4W8R7T6Y5M2N1P",
@@ -63,6 +65,17 @@ UNCERTAIN = replace(
     PASSED,
     decision=Decision(Outcome.UNCERTAIN, Reason.UNCERTAIN_BAND, "", 0.55, 0.01, 0.5, 0.75),
     regions=(Region(412, 96, 8, 8, 64.0, 1.1, 1.0625),),
+)
+TRIGGERED = replace(
+    PASSED,
+    capture=replace(
+        CAPTURE,
+        clock=Clock.DEVICE_MAPPED,
+        frame_id=65_536,
+        batch_id="B-0417",
+        meta={"cavity": 3, "oven": "north", "temperature": 231.5, "rework": False},
+        trigger=Trigger("01JDA5ZK3V9Q4W8R7T6Y5M2N1V", 184213, CAPTURE.captured_at, "T-88127", "SN-00091827364"),
+    ),
 )
 UNREADABLE = replace(
     PASSED,
@@ -97,7 +110,8 @@ BIRTH = Birth(
     max_packet_bytes=1_000_000,
     config_sha256="c0ffee" * 10 + "beef",
     leaves=("status", "birth", "verdict", "tag/reject", "image/overlay"),
-    commands=("get_state",),
+    recipes=("flange-a", "flange-b"),
+    commands=("trigger", "get_state"),
 )
 STATS = Stats(
     since=AT - timedelta(hours=9),
@@ -121,6 +135,14 @@ PAYLOADS: dict[str, Callable[[], bytes]] = {
     "verdict_fail.json": lambda: contract.encode_verdict(IDENTITY, FAILED),
     "verdict_uncertain.json": lambda: contract.encode_verdict(IDENTITY, UNCERTAIN),
     "verdict_error.json": lambda: contract.encode_verdict(IDENTITY, UNREADABLE),
+    "verdict_triggered.json": lambda: contract.encode_verdict(IDENTITY, TRIGGERED),
+    "plc_triggered.json": lambda: contract.encode_actuation(IDENTITY, TRIGGERED, 2.0).payload,
+    "response.json": lambda: requests.encode_response(
+        IDENTITY, ("T-88127", "trigger"), Code.ACCEPTED, "", "Ready", AT, seq=184213
+    ),
+    "response_refused.json": lambda: requests.encode_response(
+        IDENTITY, ("", ""), Code.UNKNOWN_ACTION, '"action" must be one of …', "Ready", AT
+    ),
     "plc.json": lambda: contract.encode_actuation(IDENTITY, FAILED, 2.0).payload,
     "status.json": lambda: contract.encode_status(IDENTITY, online=True, reason="running", at=AT).payload,
     "state.json": lambda: contract.encode_state(IDENTITY, STATE, AT).payload,
@@ -194,7 +216,8 @@ births = st.builds(
     counts,
     st.just("c" * 64),
     st.lists(st.sampled_from(sorted(TOPICS)), unique=True),
-    st.lists(st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=24), max_size=24),
+    st.lists(st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=32), min_size=1, max_size=24),
+    st.just(list(Action)),
 )
 latencies = st.builds(Latencies, measured, measured, measured, measured, measured, measured)
 figures = st.builds(
@@ -213,6 +236,12 @@ everything_wrong = st.tuples(
     *(st.builds(Alarm, st.just(i), st.just("0" * 26), texts, moments, counts) for i in DEFINITIONS)
 )
 events = st.builds(Event, st.just("0" * 26), st.sampled_from(EventKind), texts, texts, moments, counts, counts)
+scalars = st.one_of(
+    st.text(st.characters(codec="utf-8"), max_size=64), st.integers(-(2**53) + 1, 2**53 - 1), st.booleans(), measured
+)
+metas = st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=24), scalars, max_size=16).filter(
+    lambda meta: len(json.dumps(meta, ensure_ascii=False).encode()) <= META_LIMIT
+)
 unhurried = settings(deadline=None, max_examples=100)
 
 
@@ -220,7 +249,21 @@ unhurried = settings(deadline=None, max_examples=100)
 def verdicts(draw: st.DrawFn) -> Verdict:
     outcome = draw(st.sampled_from(Outcome))
     blind = outcome is Outcome.ERROR and draw(st.booleans())
-    capture = Capture("0" * 26, "s" * 32, draw(texts), draw(moments), draw(moments), 0.0, draw(texts))
+    trigger = st.builds(Trigger, st.just("0" * 26), counts, moments, texts)
+    capture = Capture(
+        "0" * 26,
+        "s" * 32,
+        draw(texts),
+        draw(moments),
+        draw(moments),
+        0.0,
+        draw(texts),
+        draw(st.sampled_from(Clock)),
+        draw(counts),
+        draw(texts),
+        draw(metas),
+        draw(st.none() | trigger),
+    )
     decision = Decision(
         outcome,
         draw(st.sampled_from(Reason)),
@@ -239,7 +282,7 @@ def verdicts(draw: st.DrawFn) -> Verdict:
 
 @st.composite
 def identities(draw: st.DrawFn) -> Identity:
-    return Identity("p", "n" * 32, "s" * 32, "b" * 8, draw(texts), "f" * 64, "c" * 12, draw(st.floats(0, 1)))
+    return Identity("p", "n" * 32, "s" * 32, "b" * 8, draw(texts), "f" * 64, "c" * 12, draw(st.floats(0, 1)), "r" * 32)
 
 
 def leaves(content: object) -> Iterator[object]:

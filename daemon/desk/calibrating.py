@@ -33,7 +33,7 @@ from calibration.threshold import Method
 from daemon import canaries
 from daemon.desk import card, dataset
 from daemon.desk.dataset import DatasetError
-from daemon.desk.target import ConfigOption, ModelOption, StationOption, Target, find, model_alone
+from daemon.desk.target import ConfigOption, ModelOption, RecipeOption, StationOption, Target, find, model_alone
 from daemon.terminal import Device, DeviceOption, out, progress
 from detectors.base import Detector, Image
 
@@ -72,6 +72,7 @@ def calibrate(
     model: ModelOption = None,
     config: ConfigOption = None,
     station: StationOption = None,
+    recipe: RecipeOption = None,
     good: Annotated[
         Path | None, typer.Option(help="Folder of images of good parts that did not train the model.")
     ] = None,
@@ -103,7 +104,7 @@ def calibrate(
     Where a calibration is in force, the new one is a proposal that waits for `inspectd calibrations accept`. With
     --what-if and without --good, the scores of the calibration in force serve.
     """
-    target = find(model, config, station, device)
+    target = find(model, config, station, device, recipe)
     present = target.in_force()
     if defects and not what_if:
         raise typer.BadParameter("--defects is for --what-if: bad parts never move a threshold")
@@ -158,9 +159,14 @@ def not_learned(model: Path, pool: Sequence[Path], good: Path) -> list[Path]:
 
 
 @calibrations.command("list")
-def show(model: ModelOption = None, config: ConfigOption = None, station: StationOption = None) -> None:
+def show(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    station: StationOption = None,
+    recipe: RecipeOption = None,
+) -> None:
     """Show the calibration in force, the proposed one, and those before."""
-    target = find(model, config, station, Device.cpu)
+    target = find(model, config, station, Device.cpu, recipe)
     present, proposed = target.in_force(), store.proposal(target.path)
     table = _table("", "id", "made", "by", "parts", "α", "method", "threshold")
     known = [("in force", present)] if present else []
@@ -189,9 +195,10 @@ def accept(
     model: ModelOption = None,
     config: ConfigOption = None,
     station: StationOption = None,
+    recipe: RecipeOption = None,
 ) -> None:
     """Put the proposed calibration in force; the present one is kept."""
-    target = find(model, config, station, Device.cpu)
+    target = find(model, config, station, Device.cpu, recipe)
     chosen = store.proposed(target.path, calibration_id)
     page = _write_card(chosen, target)
     store.accept(target.path, calibration_id)
@@ -204,12 +211,13 @@ def roll_back(
     model: ModelOption = None,
     config: ConfigOption = None,
     station: StationOption = None,
+    recipe: RecipeOption = None,
     calibration_id: Annotated[
         str | None, typer.Option("--id", help="Which; default: the one that first came into force before the present.")
     ] = None,
 ) -> None:
     """Put an earlier calibration of the same model in force again; the present one is kept."""
-    target = find(model, config, station, Device.cpu)
+    target = find(model, config, station, Device.cpu, recipe)
     _put_in_force(store.earlier(target.path, calibration_id), target)
 
 

@@ -19,7 +19,7 @@ from daemon import images, judgement, schemas
 from daemon.desk import dataset
 from daemon.desk.calibrating import AlphaOption, calibrate_new, not_learned
 from daemon.desk.dataset import DatasetError
-from daemon.desk.target import ConfigOption, ModelOption, StationOption, find
+from daemon.desk.target import ConfigOption, ModelOption, RecipeOption, StationOption, find
 from daemon.images import UndecodableError
 from daemon.messages import Outcome
 from daemon.terminal import EXIT_FAILED, Device, DeviceOption, err, out, progress
@@ -239,6 +239,7 @@ def evaluate(
     model: ModelOption = None,
     config: ConfigOption = None,
     station: StationOption = None,
+    recipe: RecipeOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
@@ -247,7 +248,7 @@ def evaluate(
     from daemon.desk.training import unseen
 
     items = dataset.labelled_images(data)
-    target = find(model, config, station, device)
+    target = find(model, config, station, device, recipe)
     detector, calibration = target.load()
     known = len(items) - len(unseen(target.model, [item.path for item in items]))
     if known:
@@ -275,6 +276,7 @@ def predict(
     model: ModelOption = None,
     config: ConfigOption = None,
     station: StationOption = None,
+    recipe: RecipeOption = None,
     overlays: Annotated[Path | None, typer.Option(help="Write an overlay of each image into this folder.")] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
@@ -283,7 +285,7 @@ def predict(
     from daemon.regions import shown
     from daemon.sources.names import free_path
 
-    target = find(model, config, station, device)
+    target = find(model, config, station, device, recipe)
     detector, calibration = target.load()
     if overlays is not None:
         overlays.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from detectors.base import Detector
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model folder.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="Configuration file, instead of --model.")]
 StationOption = Annotated[str | None, typer.Option("--station", help="Which of its stations; default: the only one.")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Which of its recipes; default: the only one.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +71,17 @@ def model_alone(model: Path, device: Device) -> Target:
     return Target(model, model / CALIBRATION, Rule(), device.value, 0, f"--model {model}")
 
 
-def find(model: Path | None, config: Path | None, station: str | None, device: Device) -> Target:
-    """Understand the options: a model, or a configuration and one of its stations.
+def find(
+    model: Path | None, config: Path | None, station: str | None, device: Device, recipe: str | None = None
+) -> Target:
+    """Understand the options: a model, or a configuration, one of its stations and one of the station's recipes.
 
     Raises:
         ConfigError: the configuration, or one of its masks, is at fault.
     """
     from daemon.build import build_rule
 
-    if model is not None and config is None and station is None:
+    if model is not None and config is None and station is recipe is None:
         return model_alone(model, device)
     if model is not None or config is None:
         raise typer.BadParameter("give either --model, or --config with --station")
@@ -88,6 +91,10 @@ def find(model: Path | None, config: Path | None, station: str | None, device: D
     if len(chosen) != 1:
         raise typer.BadParameter(f"--station must be one of: {names}")
     (one,) = chosen
+    judging = [each for each in one.recipes if recipe in {None, each.name}]
+    if len(judging) != 1:
+        raise typer.BadParameter(f"--recipe must be one of: {', '.join(each.name for each in one.recipes)}")
+    (by,) = judging
     where = settings.device if device is Device.auto else device.value
-    said = f"--config {config} --station {one.name}"
-    return Target(one.model, one.calibration_file, build_rule(one.regions), where, settings.threads, said)
+    said = f"--config {config} --station {one.name}" + (f" --recipe {by.name}" if one.own_recipes else "")
+    return Target(by.model, by.calibration_file, build_rule(by.regions), where, settings.threads, said)

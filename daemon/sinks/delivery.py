@@ -122,6 +122,10 @@ class Delivery:
                     self._offer(message)
                 self._boards[board] = (essence, now)
 
+    def forget_boards(self) -> None:
+        """Let `show` publish every board anew."""
+        self._boards = {}
+
     def settle(self) -> None:
         """Wait a little for acknowledgements, and forget what has arrived.
 

@@ -7,18 +7,21 @@ of all), and a refused or half-dead client cannot poison the next one.
 
 import socket
 import ssl
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition
 from typing import Any
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessageInfo
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, MQTTMessageInfo
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from daemon.contract import Message
+from daemon.requests import Received
 
 WINDOW = 12
 """Verdicts in flight at once, where the broker grants as much."""
@@ -26,6 +29,8 @@ RESERVE = 8
 """Of what the broker grants in flight, this is left to actuation and state."""
 CONNECT_TIMEOUT_S = 5.0
 GOODBYE_S = 1.0
+RECEIVED = 256
+"""Messages that may wait to be taken; what comes beyond is let go of."""
 _PACKET_HEAD = 64
 """More bytes than a PUBLISH packet has besides its topic and payload."""
 
@@ -109,6 +114,9 @@ class Link:
         self._refused = self._woken = False
         self._acknowledged: set[int] = set()
         self._put_off: dict[int, str] = {}
+        self._received: deque[Received] = deque()
+        self._subscribed: dict[int, str] = {}
+        self._denied: list[int] = []
         self._blamed = False
         self.window = WINDOW
         self._largest: int | None = None
@@ -178,10 +186,42 @@ class Link:
             properties.ContentType = message.content_type
             if message.expires_s is not None:
                 properties.MessageExpiryInterval = message.expires_s
+            if message.correlation is not None:
+                properties.CorrelationData = message.correlation
         receipt = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if receipt.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise DeliveryError(self._lost or f"publishing on {message.topic} failed: {receipt.rc.name}")
         return receipt
+
+    def subscribe(self, topic: str) -> None:
+        """Ask for what is published on a topic, once at least, the retained too. What is published later comes later.
+
+        Raises:
+            DeliveryError: the connection is gone.
+        """
+        self.check()
+        if self._v5:
+            options = SubscribeOptions(qos=1, retainAsPublished=True)
+            result, mid = self._client.subscribe(topic, options=options)
+        else:
+            result, mid = self._client.subscribe(topic, qos=1)
+        if result != MQTTErrorCode.MQTT_ERR_SUCCESS or mid is None:
+            raise DeliveryError(self._lost or f"subscribing to {topic} failed: {result.name}")
+        self._subscribed[mid] = topic
+
+    def take_denied(self) -> list[str]:
+        """Topics that the broker has refused to let us hear since the last call."""
+        with self._changed:
+            denied = [self._subscribed.get(mid, "") for mid in self._denied]
+            self._denied = []
+        return denied
+
+    def take_received(self) -> list[Received]:
+        """What has come on subscribed topics since the last call, in order."""
+        with self._changed:
+            taken = list(self._received)
+            self._received.clear()
+        return taken
 
     def take_acknowledged(self, wait_s: float) -> set[int]:
         """Numbers acknowledged since the last call; waits a while for the first, `wake` or the loss ends the wait."""
@@ -221,7 +261,7 @@ class Link:
         self._client.loop_stop()
         # Without the circle of references the sockets are closed now, not when garbage is next collected.
         self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
-        self._client.on_socket_close = None
+        self._client.on_message = self._client.on_subscribe = self._client.on_socket_close = None
 
     def _make(self, broker: Broker, client_id: str, will: Message | None, version: MQTTProtocolVersion) -> Client:
         five = version is MQTTProtocolVersion.MQTTv5
@@ -242,6 +282,8 @@ class Link:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
         client.on_socket_close = self._on_socket_close
         return client
 
@@ -284,6 +326,23 @@ class Link:
         if isinstance(closing, _TlsSocket):
             self._refusal = closing.refusal
 
+    def _on_message(self, _: Client, __: object, message: MQTTMessage) -> None:
+        asked = message.properties
+        reply_to, correlation = (getattr(asked, name, None) for name in ("ResponseTopic", "CorrelationData"))
+        received = Received(message.topic, bytes(message.payload), message.retain, reply_to, correlation)
+        with self._changed:
+            if len(self._received) < RECEIVED:
+                self._received.append(received)
+            self._woken = True
+            self._changed.notify_all()
+
+    def _on_subscribe(self, _: Client, __: object, mid: int, answers: list[ReasonCode], ___: object) -> None:
+        with self._changed:
+            if any(answer.is_failure for answer in answers):
+                self._denied.append(mid)
+                self._woken = True
+                self._changed.notify_all()
+
     def _on_publish(self, _: Client, __: object, mid: int, answer: ReasonCode, ____: object) -> None:
         with self._changed:
             if answer.value == _NOT_AUTHORIZED:
@@ -298,7 +357,7 @@ class Link:
 
 def _size(message: Message) -> int:
     """Bytes of the packet, at the most."""
-    return len(message.topic) + len(message.payload) + _PACKET_HEAD
+    return len(message.topic) + len(message.payload) + len(message.correlation or b"") + _PACKET_HEAD
 
 
 def _unreached(broker: Broker, error: Exception) -> DeliveryError:

@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from threading import Event, Lock
 
@@ -12,8 +11,9 @@ import structlog
 from paho.mqtt.client import MQTTMessageInfo
 
 from daemon import contract
-from daemon.contract import Identity, Message, StationState
+from daemon.contract import Identity, Message
 from daemon.outbox import Outbox, OutboxError
+from daemon.requests import REQUEST, TRIGGER, Received
 from daemon.sinks.delivery import Board, Carried, Delivery
 from daemon.sinks.link import GOODBYE_S, Broker, DeliveryError, Link
 
@@ -25,23 +25,28 @@ BACKOFF_S = (0.5, 30.0)
 """Seconds of the first and the longest pause before another attempt."""
 PICTURE_RETRY_S = 5.0
 
+Obey = Callable[[Received, Callable[[Message], None]], bool]
+"""Obeys a command, answering by the function that it is given; True if all that is retained is to be shown anew."""
+
 log = structlog.get_logger()
 
 
 class StationSink:
-    """One station's session: presence, state, the record, and the reject gate's message.
+    """One station's session: presence, state, the record, the reject gate's message, and the commands.
 
-    `run` belongs to one thread; `actuate` and `notify` may come from any.
+    `broker` is asked anew before each connection, so that passwords and certificates may be replaced meanwhile; it may
+    raise DeliveryError. `run` belongs to one thread; `actuate` and `notify` may come from any.
     """
 
     def __init__(
         self,
-        broker: Broker,
+        broker: Callable[[], Broker],
         identity: Identity,
         outbox: Outbox,
         *,
-        state: Callable[[], StationState],
+        halted: Callable[[], Message],
         boards: Sequence[Board],
+        obey: Obey,
         actuation_ttl_s: float,
         replay_rate: int = REPLAY_RATE,
         backoff_s: tuple[float, float] = BACKOFF_S,
@@ -49,8 +54,9 @@ class StationSink:
         self._broker = broker
         self._identity = identity
         self._outbox = outbox
-        self._state = state
+        self._halted = halted
         self._boards = boards
+        self._obey = obey
         self._ttl_s = actuation_ttl_s
         self._replay_rate = replay_rate
         self._backoff_s = backoff_s
@@ -111,11 +117,10 @@ class StationSink:
                 return
 
     def _use_connection(self, stop: Event, drain_s: float) -> None:
-        link = Link(self._broker, self._client_id, self._status(online=False, reason="lost"))
+        broker = self._broker()
+        link = Link(broker, self._client_id, self._status(online=False, reason="lost"))
         self._said = ""
-        log.info(
-            "connected to the broker", station=self._identity.station, broker=str(self._broker), protocol=link.protocol
-        )
+        log.info("connected to the broker", station=self._identity.station, broker=str(broker), protocol=link.protocol)
         try:
             with self._gate_lock:
                 self._link = link
@@ -125,14 +130,14 @@ class StationSink:
                 self._outbox,
                 self._carried,
                 replay_rate=self._replay_rate,
-                patience_s=2 * self._broker.keepalive_s,
+                patience_s=2 * broker.keepalive_s,
             )
             try:
                 self._deliver(delivery, stop, drain_s)
             finally:
                 delivery.break_off()
         except DeliveryError as error:
-            raise DeliveryError(f"lost the broker {self._broker}: {error}", refused=error.refused) from error
+            raise DeliveryError(f"lost the broker {broker}: {error}", refused=error.refused) from error
         finally:
             with self._gate_lock:
                 self._link, self._gate = None, []
@@ -140,11 +145,14 @@ class StationSink:
 
     def _deliver(self, delivery: Delivery, stop: Event, drain_s: float) -> None:
         """Use one connection until it is lost (DeliveryError) or the work is done."""
+        for leaf in (REQUEST, TRIGGER):
+            delivery.link.subscribe(self._identity.topic(leaf))
         delivery.show(self._boards)
         delivery.link.publish(self._status(online=True, reason="running"))
         try:
             while not stop.is_set() or drain_s > 0:
                 began = time.monotonic()
+                self._hear(delivery)
                 delivery.send_record()
                 delivery.show(self._boards)
                 if stop.is_set() and delivery.complete:
@@ -154,11 +162,29 @@ class StationSink:
                     drain_s -= time.monotonic() - began
         finally:
             with suppress(DeliveryError):
-                halted = replace(self._state(), state="Halted")
-                delivery.link.publish(contract.encode_state(self._identity, halted, datetime.now(UTC)))
+                delivery.link.publish(self._halted())
                 # Once this is acknowledged, no answer is on its way that could reset the closed connection: a reset
                 # makes the broker publish the will.
                 delivery.link.publish(self._status(online=False, reason="stopped")).wait_for_publish(GOODBYE_S)
+
+    def _hear(self, delivery: Delivery) -> None:
+        """Obey what has come; without commands the station inspects as ever."""
+        for topic in delivery.link.take_denied():
+            log.warning(
+                "the broker lets no commands through; let the daemon's user read the station's cmd topics",
+                station=self._identity.station,
+                topic=topic,
+            )
+        for received in delivery.link.take_received():
+            self._answer(received, delivery)
+
+    def _answer(self, received: Received, delivery: Delivery) -> None:
+        def send(message: Message) -> None:
+            with suppress(DeliveryError):  # whoever asked hears nothing, and asks again under the same id
+                delivery.link.publish(message)
+
+        if self._obey(received, send):
+            delivery.forget_boards()
 
     @property
     def _client_id(self) -> str:
@@ -176,17 +202,18 @@ class StationSink:
     def _pause_s(self, attempt: int, *, refused: bool) -> float:
         """Full jitter up to a doubling ceiling; a refusal waits for a person, so the longest."""
         shortest, longest = self._backoff_s
-        return longest if refused else random.uniform(0, min(longest, shortest * 2**attempt))  # noqa: S311 -- jitter
+        ceiling = min(longest, shortest * 2 ** min(attempt, 16))  # after a night of attempts the power is no float
+        return longest if refused else random.uniform(0, ceiling)  # noqa: S311 -- jitter
 
 
 class PictureSink:
     """A node's session for pictures: QoS 0 and apart, so that no picture holds up or disconnects a verdict.
 
     One thread. Without a connection, or behind pictures that do not get away, a picture is dropped; a new connection
-    is tried at most every `retry_s` seconds.
+    is tried at most every `retry_s` seconds, with what `broker` says then, as of a station's.
     """
 
-    def __init__(self, broker: Broker, node: str, *, retry_s: float = PICTURE_RETRY_S) -> None:
+    def __init__(self, broker: Callable[[], Broker], node: str, *, retry_s: float = PICTURE_RETRY_S) -> None:
         self._broker = broker
         self._client_id = f"inspectd.{node}"
         self._retry_s = retry_s
@@ -201,7 +228,7 @@ class PictureSink:
             self.close()
         if self._link is None and time.monotonic() >= self._next_try:
             with suppress(DeliveryError):  # the station's own session reports a broker that is away
-                self._link = Link(self._broker, self._client_id, timeout_s=PICTURE_CONNECT_TIMEOUT_S)
+                self._link = Link(self._broker(), self._client_id, timeout_s=PICTURE_CONNECT_TIMEOUT_S)
             self._next_try = time.monotonic() + self._retry_s
         if self._link is not None:
             self._unsent -= self._link.take_acknowledged(0)

@@ -1,46 +1,62 @@
 """Parts that arrive as image files in a folder: written slowly, by FTP, renamed, moved or linked into it.
 
-    folder/NAME → processing/ULID~NAME → done/DATE/NAME, or failed/DATE/NAME beside NAME.reason.txt
-
 A file-system event only says where to look; looking itself, once in a while, finds what no event told of (a network
-share, an overflown queue, the time before the start). A file is taken once it is whole: at rest, and decodable.
-Renaming it into processing/ claims it, so that a camera which uses one name for all parts overwrites none.
+share, an overflown queue, the time before the start). A file is taken once it is whole: at rest, and decodable. It is
+claimed by renaming it (`rooms`), so that a camera which uses one name for all parts overwrites none, or, where nothing
+may be changed, by remembering it (`ledger`).
 """
 
-import fcntl
+import hashlib
 import os
-import re
-import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 from ulid import ULID
 
 from daemon import images
 from daemon.messages import Capture, Frame, Unreadable
+from daemon.sources import labels
 from daemon.sources.base import ALWAYS, Demand, SourceUnavailableError
+from daemon.sources.claims import UNSEEN, Claim, Keeping, State
 from daemon.sources.hints import watching
-from daemon.sources.names import free_path, is_candidate, is_foreign, part_id, shortened
+from daemon.sources.labels import Label
+from daemon.sources.ledger import Ledger
+from daemon.sources.names import is_candidate, is_foreign, natural, shortened
+from daemon.sources.rooms import ROOMS, Rooms
 from detectors.base import Image
 
 RETRY_S = 0.05
 """The first pause before a file that cannot be decoded yet is tried again; then it doubles."""
 
-ROOMS = ("processing", "done", "failed")
-
 BLIND_RESCAN_S = 0.5
 """How often to look where the system grants no events."""
 
-_CLAIM = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}~.+", re.DOTALL)
+LEISURE = 20
+"""After a look, wait so many times as long as it took: a folder of very many files must not cost the detector."""
+
+DUPLICATES = 1000
+"""Of how many parts the contents are remembered."""
 
 log = structlog.get_logger()
+
+
+class Order(StrEnum):
+    """In which order files are taken that were there at one look."""
+
+    ARRIVAL = "arrival"
+    NAME = "name"
+
+
+def _nobody() -> None:
+    pass
 
 
 class FolderSource:
@@ -48,11 +64,23 @@ class FolderSource:
 
     Args:
         station: the name its captures carry.
-        path: the folder. The daemon must be allowed to write there, for claiming means renaming.
-        concluded: whether the record holds a verdict with this id; asked about files left in processing/.
+        path: the folder. The daemon must be allowed to write there, unless there is a ledger.
+        concluded: whether the record holds a verdict with this id; asked about files left over from an earlier run.
+        ledger: a file in which to remember what was judged; files then stay where they are. None: they are moved.
         settle_ms: how long a file must be at rest if no event said that its writer has closed it.
-        give_up_s: how long after its last change a file that cannot be decoded is handed over as `Unreadable`.
+        give_up_s: how long after its last change a file that cannot be decoded is handed over as `Unreadable`, and one
+            without a sidecar as it is.
         rescan_s: how often to look without an event.
+        order: oldest first, or by name with numbers in their order.
+        part_id_pattern: a regular expression, searched in the name of a file: its group `part` is the part's id,
+            `batch` the batch's, and other named ones go into `meta`. "": the stem is the part's id.
+        sidecar: whether each image has a file of JSON beside it that says more of the part (see `labels`).
+        skip_duplicates: whether to put away, without a verdict, a file whose content is that of one of the last
+            `DUPLICATES` readable parts since the start.
+        duplicate: is told of each such, in the thread that runs `frames`.
+
+    Raises:
+        ValueError: the pattern is none, in words for an operator.
     """
 
     def __init__(
@@ -61,129 +89,155 @@ class FolderSource:
         path: Path,
         *,
         concluded: Callable[[str], bool],
+        ledger: Path | None = None,
         settle_ms: int = 200,
         give_up_s: float = 10.0,
         rescan_s: float = 5.0,
+        order: Order = Order.ARRIVAL,
+        part_id_pattern: str = "",
+        sidecar: bool = False,
+        skip_duplicates: bool = False,
+        duplicate: Callable[[], None] = _nobody,
     ) -> None:
         self._station = station
         self._path = path
-        self._processing = path / "processing"
+        self._writable = ledger is None
+        self._keeping: Keeping = Rooms(path) if ledger is None else Ledger(path, ledger)
         self._concluded = concluded
         self._settle_s = settle_ms / 1000
         self._give_up_s = give_up_s
         self._rescan_s = rescan_s
+        self._order = order
+        self._pattern = labels.compiled(part_id_pattern) if part_id_pattern else None
+        self._sidecar = sidecar
+        self._skip_duplicates = skip_duplicates
+        self._duplicate = duplicate
         self._last_id = ULID.from_int(0)
-        self._held: dict[str, Path] = {}  # handed over and still in processing/, by id
+        self._held: dict[str, Claim] = {}  # handed over and not put away, by id
         self._settled: dict[str, str | None] = {}  # the failure or None of those that are to be put away
         self._putting_away = threading.Lock()
+        self._contents: dict[bytes, str] = {}  # the parts with these digests, oldest first
         self._mentioned: set[str] = set()
 
     def frames(self, stop: threading.Event, demand: Demand = ALWAYS) -> Iterator[Frame | Unreadable | None]:
-        """Yield first what was left in processing/ without a verdict, then each file once it is whole, oldest first.
+        """Yield first what an earlier run left without a verdict, then each file once it is whole, in order.
 
         What comes while no part is wanted waits in the folder.
 
         Raises:
             SourceUnavailableError: the folder is missing or not writable; at once, before the first part. Later,
-                while parts are waited for, also that it was replaced.
+                while parts are waited for, also that it was replaced, or that the ledger cannot be written.
         """
         return self._frames(self._prepare(), stop, demand)
 
     def _frames(
         self, folder: tuple[int, int], stop: threading.Event, demand: Demand
     ) -> Iterator[Frame | Unreadable | None]:
-        with _alone(self._processing), watching(self._path, is_candidate) as hints:
+        with self._keeping.alone(), watching(self._path, is_candidate) as hints:
             yield from self._left_over(stop)
             arriving: dict[str, _Arrival] = {}
+            ready: deque[_Arrival] = deque()
             rescan_s = self._rescan_s if hints.expected else min(self._rescan_s, BLIND_RESCAN_S)
-            scan_at = 0.0
+            look_at = 0.0
             while not stop.is_set():
-                if time.monotonic() >= scan_at:
+                if time.monotonic() >= look_at:
                     if self._prepare() != folder:
                         raise SourceUnavailableError(f"{self._path} was replaced or mounted over: watching it anew")
-                    names = self._files(self._path)
-                    for name in filter(is_candidate, names):
-                        arriving.setdefault(name, _Arrival(self._path / name))
-                    self._mention_foreign(names)
-                    scan_at = time.monotonic() + rescan_s
-                for arrival in self._at_rest(arriving) if demand.wanted() else ():
-                    if stop.is_set():
-                        return
-                    if not demand.wanted():
-                        break
-                    part = self._take(arrival, arriving)
-                    if part is not None:
-                        yield part
+                    began = time.monotonic()
+                    self._look(arriving)
+                    ended = time.monotonic()
+                    look_at = ended + max(rescan_s, LEISURE * (ended - began))
+                # Kept until all are taken: where few of many are wanted, to look at all for each would take too long.
+                ready = ready or deque(self._at_rest(arriving))
+                while ready and not stop.is_set() and time.monotonic() < look_at and demand.wanted():
+                    yield self._take(ready.popleft(), arriving)
                 yield None
                 for name, closed in hints.wait():
-                    arriving.setdefault(name, _Arrival(self._path / name)).hint(closed=closed)
+                    arriving.setdefault(name, _Arrival(self._path / name, name)).hint(closed=closed)
 
     def settle(self, capture: Capture, failure: str | None) -> bool:
-        """Move a part's file from processing/ to done/ or, beside its failure, to failed/, under today's date in UTC.
+        """Let go of a part's file: move it to done/ or failed/, or remember in the ledger that it was judged.
 
-        Any thread may call. False if it cannot be moved now; then it is moved when the folder is next looked at.
+        Any thread may call. False if that cannot be done now; then it is when the folder is next looked at.
         """
         self._settled[capture.id] = failure
         try:
             self._put_away(capture.id)
         except OSError as error:
-            log.warning("a judged file stays in processing for now", station=self._station, reason=str(error))
+            log.warning("a judged file cannot be put away yet", station=self._station, reason=str(error))
             return False
         return True
 
     def _prepare(self) -> tuple[int, int]:
-        """See that the folder and its rooms are there; put away what `settle` could not. Returns which folder it is."""
-        examine(self._path)
+        """See that the folder can be used; put away what `settle` could not. Returns which folder it is."""
+        examine(self._path, writable=self._writable)
         try:
-            for room in ROOMS:
-                (self._path / room).mkdir(exist_ok=True)
+            self._keeping.prepare()
             here = self._path.stat()
         except OSError as error:
-            raise _unavailable(self._path, error) from error
+            raise _unavailable(self._path, error, writable=self._writable) from error
         for settled in list(self._settled):
             with suppress(OSError):
                 self._put_away(settled)
         return here.st_dev, here.st_ino
 
-    def _files(self, folder: Path) -> list[str]:
+    def _look(self, arriving: dict[str, "_Arrival"]) -> None:
+        """Find the files in the folder that are new or overwritten, and forget those that are gone."""
         try:
-            with os.scandir(folder) as entries:
-                return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+            with os.scandir(self._path) as entries:
+                names = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+            self._keeping.listed(names)
         except OSError as error:
-            raise _unavailable(folder, error) from error
+            raise _unavailable(self._path, error, writable=self._writable) from error
+        for name in [name for name, arrival in arriving.items() if name == arrival.name and name not in names]:
+            del arriving[name]
+        for name in names - arriving.keys():
+            if is_candidate(name):
+                path = self._path / name
+                with suppress(OSError):
+                    handed_over = self._keeping.handed_over(name)
+                    if handed_over is None or handed_over != State.of(path):
+                        arriving[name] = _Arrival(path, name)
+            elif is_foreign(name) and not (self._sidecar and name.endswith(".json")):
+                self._mention_foreign(Path(name).suffix.lower())
 
-    def _mention_foreign(self, names: list[str]) -> None:
+    def _mention_foreign(self, suffix: str) -> None:
         """Say once of each kind of file that it is not taken: a camera set to another format would be silence."""
-        for suffix in {Path(name).suffix.lower() for name in names if is_foreign(name)} - self._mentioned:
-            self._mentioned.add(suffix)
-            taken = " ".join(sorted(images.SUFFIXES))
-            log.warning("files of this kind are left alone", station=self._station, kind=suffix or "none", taken=taken)
+        taken = " ".join(sorted(images.SUFFIXES))
+        self._warn_once(suffix, "files of this kind are left alone", kind=suffix or "none", taken=taken)
 
     def _left_over(self, stop: threading.Event) -> Iterator[Frame | Unreadable]:
-        """Put away the files in processing/ that have verdicts, hand over the others again, as they were claimed."""
-        for claim in sorted(filter(_CLAIM.fullmatch, self._files(self._processing))):
-            path, claim_id = self._processing / claim, claim[:26]
-            self._last_id = max(self._last_id, ULID.from_str(claim_id))
+        """Put away what has verdicts of the files in hand when an earlier run ended, hand over the others again."""
+        try:
+            left_over = self._keeping.left_over()
+        except OSError as error:
+            raise _unavailable(self._path, error, writable=self._writable) from error
+        for claim in left_over:
+            self._last_id = max(self._last_id, ULID.from_str(claim.id))
             if stop.is_set():
                 return
-            if claim_id in self._held:
+            if claim.id in self._held:
                 continue
-            self._held[claim_id] = path
-            if self._concluded(claim_id):
+            self._held[claim.id] = claim
+            if self._concluded(claim.id):
+                self._settled[claim.id] = _failure(claim.path)
                 with suppress(OSError):
-                    decoded = _decode(path)
-                    self._settled[claim_id] = decoded if isinstance(decoded, str) else None
-                    self._put_away(claim_id)
+                    self._put_away(claim.id)
                 continue
+            part = None
             try:
-                part = self._part(path, _State.of(path), path.lstat().st_ctime_ns, _decode(path))
+                state = State.of(claim.path)
+                if claim.state is not None and not claim.state.is_like(state):
+                    self._let_go(claim, "a file was overwritten before its verdict, so its part has none")
+                elif content := self._read(claim.path, claim.name, final=True):
+                    part = self._hand_over(claim, state, claim.path.lstat().st_ctime_ns, content)
             except OSError:
-                del self._held[claim_id]
-                continue
-            yield part
+                del self._held[claim.id]
+            if part is not None:
+                yield part
 
     def _at_rest(self, arriving: dict[str, "_Arrival"]) -> list["_Arrival"]:
-        """The files to try now, oldest first. Those that are gone are forgotten."""
+        """The files to try now, in order. Those that are gone are forgotten."""
         now = time.monotonic()
         ready = []
         for name, arrival in list(arriving.items()):
@@ -192,127 +246,161 @@ class FolderSource:
                     ready.append(arrival)
             except OSError:
                 del arriving[name]
-        return sorted(ready, key=lambda arrival: (arrival.state.modified_ns, arrival.path.name))
+        if self._order is Order.NAME:
+            return sorted(ready, key=lambda arrival: (natural(arrival.name), arrival.name))
+        return sorted(ready, key=lambda arrival: (arrival.state.modified_ns, arrival.name))
 
     def _take(self, arrival: "_Arrival", arriving: dict[str, "_Arrival"]) -> Frame | Unreadable | None:
         """Decode a file, claim it, and hand it over if it is still the same."""
         now = time.monotonic()
+        path = arrival.path
         try:
             if not arrival.rests(now, self._settle_s):
                 return None
-            decoded = _decode(arrival.path)
-            if isinstance(decoded, str) and now < arrival.changed + self._give_up_s:
+            if self._keeping.handed_over(path.name) == arrival.state:
+                del arriving[path.name]
+                return None
+            content = self._read(path, arrival.name, final=now >= arrival.changed + self._give_up_s)
+            if content is None:
                 arrival.try_again(now, self._give_up_s)
                 return None
-            arrived_ns = arrival.path.lstat().st_ctime_ns  # when it got its place and content; claiming changes it
-            path = self._claim(arrival.path)
-            del arriving[arrival.path.name]
-            if _State.of(path) == arrival.state:
-                self._held[path.name[:26]] = path
-                return self._part(path, arrival.state, arrived_ns, decoded)
+            arrived_ns = path.lstat().st_ctime_ns  # when it got its place and content; claiming changes it
+            claim, whole = self._keeping.claim(self._next_id(), path, arrival.state, content.sidecar)
+            del arriving[path.name]
+            if whole:
+                self._held[claim.id] = claim
+                return self._hand_over(claim, arrival.state, arrived_ns, content)
         except FileNotFoundError:
-            arriving.pop(arrival.path.name, None)
+            arriving.pop(path.name, None)
         except OSError as error:
             log.warning("a file cannot be claimed", station=self._station, reason=str(error))
             arrival.due = now + self._give_up_s
-        else:  # its writer had begun on the next part; the file is ours now, and comes to rest in processing/
-            arriving[path.name] = _Arrival(path)
+        else:  # its writer had begun on the next part, which must come to rest first, maybe in processing/
+            arriving[claim.path.name] = _Arrival(claim.path, claim.name)
         return None
 
-    def _claim(self, path: Path) -> Path:
-        if path.parent == self._processing:
-            return path
+    def _next_id(self) -> str:
         self._last_id = max(ULID(), ULID.from_int(int(self._last_id) + 1))  # in order, even if the clock is set back
-        return path.rename(self._processing / f"{self._last_id}~{shortened(path.name)}")
+        return str(self._last_id)
 
-    def _part(self, path: Path, state: "_State", arrived_ns: int, decoded: Image | str) -> Frame | Unreadable:
-        claim_id, name = path.name[:26], path.name[27:]
+    def _read(self, path: Path, name: str, *, final: bool) -> "_Content | None":
+        """The image and what is said of it; None, unless it is final, as long as they may become whole.
+
+        Raises:
+            FileNotFoundError: the image is gone.
+        """
+        label, matched = labels.by_name(shortened(name), self._pattern)
+        if not matched:
+            self._warn_once(
+                "part_id_pattern",
+                "part_id_pattern is not found in the name of a file; the whole name is the id of such parts",
+                file=_printable(name),
+            )
+        sidecar = labels.sidecar_of(path) if self._sidecar else None
+        if self._sidecar:
+            try:
+                label, fault = labels.by_sidecar(sidecar, label)
+            except labels.NoSidecarError:
+                if not final:
+                    return None
+                self._warn_once("sidecar", "a part is judged without a sidecar: none came", file=_printable(name))
+            except labels.TornSidecarError as error:
+                if not final:
+                    return None
+                self._warn_of_sidecar(name, str(error))
+            else:
+                if fault:
+                    self._warn_of_sidecar(name, fault)
+        decoded = _decode(path)
+        if isinstance(decoded, str):
+            return _Content(decoded, label, sidecar) if final else None
+        return _Content(decoded, label, sidecar, _digest(path) if self._skip_duplicates else b"")
+
+    def _hand_over(self, claim: Claim, state: State, arrived_ns: int, content: "_Content") -> Frame | Unreadable | None:
+        """The part of a file that is ours, or None if its content was handed over before."""
+        if content.digest:
+            before = self._contents.get(content.digest)
+            if before is not None:
+                self._let_go(claim, "a file is left out: its content is that of an earlier part", earlier=before)
+                self._duplicate()
+                return None
+            self._contents[content.digest] = _printable(claim.name)
+            if len(self._contents) > DUPLICATES:
+                del self._contents[next(iter(self._contents))]
         capture = Capture(
-            id=claim_id,
+            id=claim.id,
             station=self._station,
-            part_id=part_id(name),
+            part_id=content.label.part_id,
             captured_at=_utc(state.modified_ns),
             arrived_at=_utc(arrived_ns),
             seen_at=time.monotonic(),
-            origin=os.fsencode(self._path / name).decode(errors="backslashreplace"),
+            origin=_printable(str(self._path / claim.name)),
+            batch_id=content.label.batch_id,
+            meta=content.label.meta,
         )
+        decoded = content.decoded
         return Unreadable(capture, decoded) if isinstance(decoded, str) else Frame(capture, decoded)
+
+    def _let_go(self, claim: Claim, why: str, **more: str) -> None:
+        """Put away a file that gets no verdict, and say so."""
+        log.warning(why, station=self._station, file=_printable(claim.name), id=claim.id, **more)
+        self._settled[claim.id] = None
+        with suppress(OSError):
+            self._put_away(claim.id)
 
     def _put_away(self, claim_id: str) -> None:
         with self._putting_away:
             if claim_id not in self._held:
                 self._settled.pop(claim_id, None)
                 return
-            path, failure = self._held[claim_id], self._settled[claim_id]
-            room = self._path / ("done" if failure is None else "failed") / f"{datetime.now(UTC):%Y-%m-%d}"
-            room.mkdir(exist_ok=True)
-            target = free_path(room, path.name[27:])
             # A file that is gone may come back with its network share, so it is not forgotten either.
-            path.rename(target)
-            if failure is not None:
-                with suppress(OSError):  # a full disk; the verdict says it too
-                    target.with_name(f"{target.name}.reason.txt").write_text(f"{failure}\n", encoding="utf-8")
+            self._keeping.put_away(self._held[claim_id], self._settled[claim_id])
             del self._held[claim_id], self._settled[claim_id]
 
+    def _warn_once(self, key: str, what: str, **more: str) -> None:
+        if key not in self._mentioned:
+            self._mentioned.add(key)
+            log.warning(what, station=self._station, **more)
 
-def examine(folder: Path) -> None:
+    def _warn_of_sidecar(self, name: str, fault: str) -> None:
+        log.warning("what a sidecar says is left out", station=self._station, file=_printable(name), reason=fault)
+
+
+def examine(folder: Path, *, writable: bool = True) -> None:
     """See whether a folder can be watched, and change nothing.
 
     Raises:
-        SourceUnavailableError: it is missing, or parts in it cannot be claimed; the message says how to mend it.
+        SourceUnavailableError: it is missing, or, where it is to be writable, parts in it cannot be claimed; the
+            message says how to mend it.
     """
-    for place in (folder, *(folder / room for room in ROOMS if (folder / room).exists())):
+    rights = os.R_OK | os.X_OK | (os.W_OK if writable else 0)
+    rooms = [folder / room for room in ROOMS if (folder / room).exists()] if writable else []
+    for place in (folder, *rooms):
         if not place.is_dir():
-            raise _unavailable(folder, NotADirectoryError(f"there is no folder {place}"))
-        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-            raise _unavailable(folder, PermissionError(f"no permission to change {place}"))
+            raise _unavailable(folder, NotADirectoryError(f"there is no folder {place}"), writable=writable)
+        if not os.access(place, rights, effective_ids=True):
+            done = "change" if writable else "read"
+            raise _unavailable(folder, PermissionError(f"no permission to {done} {place}"), writable=writable)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder for one daemon alone, whatever their state folders.
-
-    Raises:
-        SourceUnavailableError: another one holds it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise SourceUnavailableError(f"{folder} is in use by another inspectd; stop one of the two") from None
-    except OSError:
-        pass  # a network file system that cannot lock folders
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def _unavailable(folder: Path, error: OSError) -> SourceUnavailableError:
-    if folder.is_dir():
+def _unavailable(folder: Path, error: OSError, *, writable: bool) -> SourceUnavailableError:
+    if not folder.is_dir():
+        cure = f"mount it, or create it (mkdir -p {folder}) and give it to the daemon's user (chown)"
+    elif writable:
         cure = f"give it to the daemon's user (chown -R inspectd {folder}), and see to space on its disk"
     else:
-        cure = f"mount it, or create it (mkdir -p {folder}) and give it to the daemon's user (chown)"
+        cure = f"let the daemon's user read it (chmod o+rx {folder})"
     return SourceUnavailableError(f"the folder {folder} cannot be used: {error}; {cure}")
 
 
-class _State(NamedTuple):
-    """What changes when a file is written to or replaced."""
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What was read of a file: the image, or why there is none; what is said of it, and where."""
 
-    inode: int
-    size: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> "_State":
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise FileNotFoundError(f"{path} is not a file")
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-_UNSEEN = _State(0, 0, 0)
+    decoded: Image | str
+    label: Label
+    sidecar: Path | None
+    digest: bytes = b""
 
 
 def _utc(nanoseconds: int) -> datetime:
@@ -328,7 +416,8 @@ class _Arrival:
     """A file on its way to being whole; times are `time.monotonic()` seconds."""
 
     path: Path
-    state: _State = _UNSEEN
+    name: str
+    state: State = UNSEEN
     changed: float = field(default_factory=time.monotonic)
     due: float = 0.0
     tries: int = 0
@@ -340,7 +429,7 @@ class _Arrival:
 
     def rests(self, now: float, settle_s: float) -> bool:
         """Whether the file is as it was when last looked at, or was closed by its writer; else look again later."""
-        state, closed = _State.of(self.path), self.closed
+        state, closed = State.of(self.path), self.closed
         self.closed = False
         if state == self.state:
             return True
@@ -367,3 +456,21 @@ def _decode(path: Path) -> Image | str:
         return str(error)
     except OSError as error:
         return f"the file cannot be read: {error.strerror}"
+
+
+def _failure(path: Path) -> str | None:
+    """Why a file is no image, or None if it is one or gone."""
+    try:
+        decoded = _decode(path)
+    except FileNotFoundError:
+        return None
+    return decoded if isinstance(decoded, str) else None
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
+
+
+def _printable(name: str) -> str:
+    return os.fsencode(name).decode(errors="backslashreplace")

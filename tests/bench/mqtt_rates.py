@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
 from typing import Annotated, Any
@@ -30,7 +31,7 @@ from rich.progress import track
 from rich.table import Table
 
 from daemon.boards import state_board
-from daemon.contract import Message
+from daemon.contract import Message, encode_state
 from daemon.messages import Frame
 from daemon.outbox import Outbox
 from daemon.sinks.mqtt import REPLAY_RATE, PictureSink, StationSink
@@ -123,11 +124,12 @@ def rate(arrivals: dict[int, float]) -> float:
 
 def like(idle: Station, broker: Broker, outbox: Outbox, replay_rate: int) -> StationSink:
     return StationSink(
-        settings(broker),
+        lambda: settings(broker),
         IDENTITY,
         outbox,
-        state=lambda: idle.condition,
-        boards=[state_board(IDENTITY, lambda: idle.condition)],
+        halted=lambda: encode_state(IDENTITY, idle.condition, datetime.now(UTC)),
+        obey=lambda _, __: False,
+        boards=[state_board(lambda: IDENTITY, lambda: idle.condition)],
         actuation_ttl_s=2.0,
         replay_rate=replay_rate,
     )
@@ -157,15 +159,16 @@ def live(folder: Path, broker: Broker, parts: int) -> float:
         pass
     cam = line_station(detector=TemplateDetector(image))
     sink = StationSink(
-        settings(broker),
-        cam.identity,
+        lambda: settings(broker),
+        cam.recipes.current.identity,
         outbox,
-        state=lambda: idle.condition,
-        boards=[state_board(IDENTITY, lambda: idle.condition)],
+        halted=lambda: encode_state(IDENTITY, idle.condition, datetime.now(UTC)),
+        obey=lambda _, __: False,
+        boards=[state_board(lambda: IDENTITY, lambda: idle.condition)],
         actuation_ttl_s=2.0,
         replay_rate=UNBOUNDED,
     )
-    with listening(broker, cam.identity.topic("verdict"), folder) as ear, delivering(sink):
+    with listening(broker, cam.recipes.current.identity.topic("verdict"), folder) as ear, delivering(sink):
         line = Line(outbox, replace(cam, sink=sink))
         for thread in line.threads:
             thread.start()
@@ -220,7 +223,7 @@ def _picture_stream(broker: Broker, folder: Path) -> Iterator[None]:
 
     def stream() -> None:
         nonlocal sent
-        sink = PictureSink(settings(broker), IDENTITY.node)
+        sink = PictureSink(lambda: settings(broker), IDENTITY.node)
         while not stop.wait(1 / PICTURES_A_SECOND):
             sink.show(message)
             sent += 1

@@ -3,29 +3,20 @@ import resource
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from queue import Empty, Queue
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
 from structlog.testing import capture_logs
 
-from daemon.messages import Frame, Unreadable
-from daemon.sources.base import Source, SourceUnavailableError
-from daemon.sources.folder import FolderSource
-from daemon.sources.names import free_path, is_candidate, part_id, shortened
-from detectors.base import Image
-
-DEADLINE_S = 20.0
-QUIET_S = 0.15
-NEVER_MS = 60_000
+from daemon.sources.folder import Order
+from daemon.sources.names import free_path, is_candidate, natural, part_id, shortened
+from tests.folders import NEVER_MS, Arrivals, eventually, file_of, names_under, pixels, source
 
 
 @pytest.fixture
@@ -33,100 +24,6 @@ def folder(tmp_path: Path) -> Path:
     path = tmp_path / "incoming"
     path.mkdir()
     return path
-
-
-def source(
-    folder: Path,
-    *,
-    concluded: Callable[[str], bool] = lambda _: False,
-    settle_ms: int = 20,
-    give_up_s: float = DEADLINE_S,
-    rescan_s: float = 0.1,
-) -> FolderSource:
-    return FolderSource("s1", folder, concluded=concluded, settle_ms=settle_ms, give_up_s=give_up_s, rescan_s=rescan_s)
-
-
-class Arrivals:
-    """Runs a source's `frames` in a thread of its own, as the daemon does, and leaves nothing behind."""
-
-    def __init__(self, taken_from: Source) -> None:
-        self._source = taken_from
-        self._before = set(threading.enumerate())
-        self._stop = threading.Event()
-        self._parts = Queue[Frame | Unreadable]()
-        self._error: SourceUnavailableError | None = None
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        try:
-            for part in self._source.frames(self._stop):
-                if part is not None:
-                    self._parts.put(part)
-        except SourceUnavailableError as error:
-            self._error = error
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._stop.set()
-        self._thread.join(DEADLINE_S)
-        assert not set(threading.enumerate()) - self._before
-
-    def watching(self) -> bool:
-        """Wait until watchdog's three threads run beside ours."""
-        return eventually(lambda: len(set(threading.enumerate()) - self._before) == 4)
-
-    def next(self) -> Frame | Unreadable:
-        return self._parts.get(timeout=DEADLINE_S)
-
-    def frame(self) -> Frame:
-        part = self.next()
-        assert isinstance(part, Frame), part
-        return part
-
-    def unreadable(self) -> Unreadable:
-        part = self.next()
-        assert isinstance(part, Unreadable), part
-        return part
-
-    def nothing(self) -> bool:
-        try:
-            self._parts.get(timeout=QUIET_S)
-        except Empty:
-            return True
-        return False
-
-    def failure(self) -> str:
-        self._thread.join(DEADLINE_S)
-        assert self._error is not None
-        return str(self._error)
-
-
-def pixels(shade: int) -> Image:
-    image = np.random.default_rng(shade).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    image[:, 0] = shade
-    return image
-
-
-def file_of(image: Image, kind: str = "PNG") -> bytes:
-    file = BytesIO()
-    Pillow.fromarray(image).save(file, kind)
-    return file.getvalue()
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
-
-
-def names_under(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_file_is_a_frame_with_its_origin_and_its_time(folder: Path) -> None:
@@ -395,13 +292,6 @@ def test_a_folder_that_cannot_be_worked_in_is_said_with_its_cure(folder: Path) -
     assert "chown" in failure
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_of_another_user_is_said_with_its_cure(folder: Path) -> None:
-    folder.chmod(0o555)
-    with Arrivals(source(folder)) as arrivals:
-        assert "chown" in arrivals.failure()
-
-
 def test_a_folder_removed_while_it_is_watched_is_noticed_and_taken_up_again(folder: Path) -> None:
     watched = source(folder)
     with Arrivals(watched) as arrivals:
@@ -515,3 +405,121 @@ def test_a_free_path_is_found_among_many_and_in_gaps(tmp_path: Path) -> None:
         (tmp_path / f"a-{number}.png").touch()
     (tmp_path / "a-17.png").unlink()
     assert not free_path(tmp_path, "a.png").exists()
+
+
+class Tap:
+    """A demand that the test turns on for a number of parts."""
+
+    def __init__(self) -> None:
+        self.open_for = 0
+
+    def wanted(self, wait_s: float = 0.0) -> bool:  # noqa: ARG002 -- the protocol's signature
+        return self.open_for > 0
+
+
+def test_nothing_is_claimed_while_no_part_is_wanted_and_then_as_many_as_are(folder: Path) -> None:
+    tap = Tap()
+    for number in range(5):
+        (folder / f"part{number}.png").write_bytes(file_of(pixels(number)))
+        os.utime(folder / f"part{number}.png", (1_700_000_000 + number, 1_700_000_000 + number))
+    stop = threading.Event()
+    taken = []
+    waited = 0
+    for part in source(folder).frames(stop, tap):
+        if part is not None:
+            taken.append(part.capture.part_id)
+            tap.open_for -= 1
+            waited = 0
+            continue
+        waited += 1
+        if waited == 5:
+            assert len(names_under(folder / "processing")) == len(taken)
+            if len(taken) == 3:
+                stop.set()
+            tap.open_for = 1 if not taken else 2 if len(taken) == 1 else 0
+    assert taken == ["part0", "part1", "part2"]
+    assert names_under(folder / "processing")[0].endswith("~part0.png")
+    assert {"part3.png", "part4.png"} <= set(names_under(folder))
+
+
+def test_a_waiting_folder_yields_none_again_and_again(folder: Path) -> None:
+    stop = threading.Event()
+    for number, part in enumerate(source(folder).frames(stop)):
+        assert part is None
+        if number == 3:
+            stop.set()
+
+
+def test_a_file_that_waits_unwanted_may_go_away_or_be_overwritten(folder: Path) -> None:
+    tap = Tap()
+    for name in ("gone", "changed", "kept"):
+        (folder / f"{name}.png").write_bytes(file_of(pixels(1)))
+    with Arrivals(source(folder), tap) as arrivals:
+        assert arrivals.nothing()
+        (folder / "gone.png").unlink()
+        (folder / "changed.png").write_bytes(file_of(pixels(2)))
+        tap.open_for = 1
+        frames = {frame.capture.part_id: frame.image for frame in (arrivals.frame(), arrivals.frame())}
+        assert arrivals.nothing()
+    assert np.array_equal(frames["changed"], pixels(2))
+    assert np.array_equal(frames["kept"], pixels(1))
+
+
+def test_by_name_numbers_come_in_their_order(folder: Path) -> None:
+    names = ["img10.png", "img2.png", "img1.png", "IMG3.png", "b1.png"]
+    for age, name in enumerate(names):
+        (folder / name).write_bytes(file_of(pixels(age)))
+        os.utime(folder / name, (1_700_000_000 - age, 1_700_000_000 - age))
+    tap = Tap()
+    with Arrivals(source(folder, order=Order.NAME), tap) as arrivals:
+        assert arrivals.nothing()
+        tap.open_for = 1
+        ids = [arrivals.frame().capture.part_id for _ in names]
+    assert ids == ["b1", "img1", "img2", "IMG3", "img10"]
+
+
+def test_natural_order_has_no_trouble_with_strange_names() -> None:
+    names = ["2.png", "a٣.png", "a²b.png", "10.png", "a.png", "001.png", "ü1.png"]
+    assert sorted(names, key=natural)[:3] == ["001.png", "2.png", "10.png"]
+
+
+def test_a_repeated_content_is_put_away_without_a_second_verdict_and_counted(folder: Path) -> None:
+    told: list[None] = []
+    watched = source(folder, skip_duplicates=True, duplicate=lambda: told.append(None), give_up_s=0.2)
+    (folder / "first.png").write_bytes(file_of(pixels(1)))
+    with capture_logs() as logs, Arrivals(watched) as arrivals:
+        first = arrivals.frame()
+        (folder / "second.png").write_bytes(file_of(pixels(1)))
+        (folder / "other.png").write_bytes(file_of(pixels(2)))
+        assert arrivals.frame().capture.part_id == "other"
+        assert eventually(lambda: names_under(folder / "done") == ["second.png"])
+        for name in ("bad", "worse"):
+            (folder / f"{name}.png").write_bytes(b"")
+        assert {arrivals.unreadable().capture.part_id for _ in range(2)} == {"bad", "worse"}
+    assert len(told) == 1
+    (entry,) = logs
+    assert (entry["file"], entry["earlier"]) == ("second.png", "first.png")
+    assert watched.settle(first.capture, None)
+    assert names_under(folder / "done") == ["first.png", "second.png"]
+
+
+def test_without_the_option_a_repeated_content_gets_its_own_verdict(folder: Path) -> None:
+    with Arrivals(source(folder)) as arrivals:
+        for _ in range(2):
+            (folder / "part.png").write_bytes(file_of(pixels(1)))
+            arrivals.frame()
+
+
+def test_of_many_contents_the_oldest_are_forgotten(folder: Path) -> None:
+    watched = source(folder, skip_duplicates=True)
+    with Arrivals(watched) as arrivals:
+        ids: list[str] = []
+        for shade in [*range(1001), 1000, 0]:
+            image = np.full((2, 2, 3), (shade % 256, shade // 256, 0), np.uint8)
+            (folder / f"{shade}.tmp").write_bytes(file_of(image, "BMP"))
+            (folder / f"{shade}.tmp").rename(folder / f"part{shade}.bmp")
+            ids += [arrivals.frame().capture.part_id] if len(ids) <= 1000 else []
+        ids.append(arrivals.frame().capture.part_id)
+        assert arrivals.nothing()
+    assert ids == [*(f"part{shade}" for shade in range(1001)), "part0"]
+    assert names_under(folder / "done") == ["part1000.bmp"]

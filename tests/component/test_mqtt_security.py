@@ -144,7 +144,7 @@ def test_the_station_and_the_pictures_arrive_by_tls(
     account = to(broker, trusting(plant))
     Link(account, "c").close()  # a broker that has answered listens on all its ports
     watching = Subscriber(plain, "inspectd/#")
-    pictures = PictureSink(account, "edge7")
+    pictures = PictureSink(lambda: account, "edge7")
     with station(tmp_path, account):
         watching.wait(lambda: statuses(watching) == ["running"], "the station to be online")
         pictures.show(picture(300_000))
@@ -395,7 +395,7 @@ class Page:
             self.block(4).replace("[mqtt]", f"[mqtt]\nport = {self.port}")
             + '[[station]]\nname = "cam1"\nmodel = "m"\n[station.source]\ntype = "folder"\npath = "incoming"\n'
         )
-        return build_broker(load(file, {}).mqtt)
+        return build_broker(load(file, {}).mqtt)()
 
     def client(self, program: str, user: str, topic: str, *more: str) -> list[str]:
         to_broker = ["-h", NAME, "-p", str(self.port), "--cafile", str(self.folder / "certs/ca.crt"), "-V", "5"]

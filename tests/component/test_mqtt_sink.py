@@ -31,7 +31,7 @@ from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
 from daemon.sinks import link
 from daemon.sinks.link import DeliveryError, Link
-from daemon.sinks.mqtt import PictureSink, StationSink
+from daemon.sinks.mqtt import Obey, PictureSink, StationSink
 from tests.brokers import (
     DEADLINE_S,
     HOST,
@@ -83,26 +83,28 @@ class Station:
     def __init__(
         self,
         folder: Path,
-        broker: link.Broker,
+        broker: link.Broker | Callable[[], link.Broker],
         *,
         ttl_s: float = DEADLINE_S,
         backoff_s: tuple[float, float] = (0.02, 0.1),
         drain_s: float = DEADLINE_S,
         replay_rate: int = 100_000,
         max_rows: int = 1_000_000,
+        obey: Obey = lambda _, __: False,
     ) -> None:
         self.outbox = Outbox(folder / "outbox.sqlite3", max_rows=max_rows)
         self.condition = StationState("ContinuousExecution", "online", "ok", "off", 1, 0, 0, 1)
         self.quality = Quality(CALIBRATION, "ok", {}, None)
         self.sink = StationSink(
-            broker,
+            broker if callable(broker) else lambda: broker,
             IDENTITY,
             self.outbox,
-            state=lambda: self.condition,
+            halted=lambda: contract.encode_state(IDENTITY, replace(self.condition, state="Halted"), datetime.now(UTC)),
             boards=[
-                state_board(IDENTITY, lambda: self.condition),
+                state_board(lambda: IDENTITY, lambda: self.condition),
                 quality_board(IDENTITY, lambda: self.quality),
             ],
+            obey=obey,
             actuation_ttl_s=ttl_s,
             replay_rate=replay_rate,
             backoff_s=backoff_s,
@@ -147,7 +149,7 @@ class Station:
 
 
 @contextmanager
-def station(folder: Path, broker: link.Broker, **options: Any) -> Iterator[Station]:
+def station(folder: Path, broker: link.Broker | Callable[[], link.Broker], **options: Any) -> Iterator[Station]:
     working = Station(folder, broker, **options)
     try:
         yield working
@@ -1012,7 +1014,7 @@ def picture(size: int) -> Message:
 
 
 def test_pictures_without_a_broker_are_dropped_and_counted() -> None:
-    sink = PictureSink(nobody(), "edge7")
+    sink = PictureSink(nobody, "edge7")
     for _ in range(5):
         sink.show(picture(1000))
     sink.close()
@@ -1021,7 +1023,7 @@ def test_pictures_without_a_broker_are_dropped_and_counted() -> None:
 
 def test_a_picture_arrives_as_it_is_and_is_not_retained(broker: Broker, subscribe: Callable[..., Subscriber]) -> None:
     watching = subscribe(broker, five=broker.five)
-    sink = PictureSink(settings(broker), "edge7")
+    sink = PictureSink(lambda: settings(broker), "edge7")
     sink.show(picture(300_000))
     watching.wait(lambda: watching.messages, "the picture")
     sink.close()
@@ -1036,7 +1038,7 @@ def test_pictures_come_again_after_the_broker_was_away(
 ) -> None:
     cable = cable_to(broker)
     watching = subscribe(broker)
-    sink = PictureSink(settings(broker, cable), "edge7", retry_s=0.01)
+    sink = PictureSink(lambda: settings(broker, cable), "edge7", retry_s=0.01)
     sink.show(picture(10))
     watching.wait(lambda: watching.messages, "the first picture")
     cable.unplug()
@@ -1063,7 +1065,7 @@ def test_a_picture_larger_than_the_broker_takes_does_not_disturb_the_station(
     broker = mosquitto("max_packet_size 2000000")
     watching = subscribe(broker)
     account = settings(broker, protocol=protocol)
-    pictures = PictureSink(account, "edge7", retry_s=0.01)
+    pictures = PictureSink(lambda: account, "edge7", retry_s=0.01)
     with station(tmp_path, account) as working:
         watching.wait(lambda: watching.of("status"), "the station to be online")
         pictures.show(picture(2_100_000))
@@ -1084,7 +1086,7 @@ def shown_small(pictures: PictureSink, watching: Subscriber) -> bool:
 
 
 def test_pictures_in_front_of_a_frozen_broker_are_dropped_and_do_not_hold_up_the_stop(broker: Broker) -> None:
-    sink = PictureSink(settings(broker, keepalive_s=3600), "edge7")
+    sink = PictureSink(lambda: settings(broker, keepalive_s=3600), "edge7")
     sink.show(picture(10))
     broker.freeze()
     sink.show(picture(40_000_000))  # more than the buffers of two sockets hold

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from daemon.messages import Capture, Frame, Outcome, Reason, Unreadable
 from daemon.outbox import Entry, Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
+from daemon.recipes import Recipe, Recipes
 from daemon.regions import PLAIN, RegionDetector, Rule
 from daemon.sources.base import ALWAYS, Demand
 from detectors.base import Detector, DeviceLostError, Image, Prediction
@@ -91,10 +92,10 @@ class FullDisk(Outbox):
         super().__init__(path)
         self.room = Event()
 
-    def keep(self, entries: Sequence[Entry], settled: Sequence[str] = ()) -> None:  # type: ignore[override] # narrower
+    def keep(self, entries: Sequence[Entry], settled: Iterable[str] = (), promised: Iterable[str] = ()) -> None:
         if not self.room.is_set():
             raise OutboxError("disk full")
-        super().keep(entries, settled)
+        super().keep(entries, settled, promised)
 
 
 def capture(number: int, station: str = "cam1") -> Capture:
@@ -120,11 +121,10 @@ def station(
 ) -> Station:
     identity = Identity("plant", "edge", name, "b001", "m", "f" * 64, calibration.id, calibration.alpha_carried)
     quality = StationQuality(name, calibration, challenge)
-    health = StationHealth(name, 0, quality)
+    recipes = Recipes([Recipe(identity, detector or Moody(GOOD), calibration, quality, rule)])
     execution = Execution(name, Mode.CONTINUOUS, 0)
-    return Station(
-        identity, Shelf(), detector or Moody(GOOD), calibration, Gate(), health, quality, execution, 5.0, rule
-    )
+    health = StationHealth(name, 0, recipes, execution)
+    return Station(name, Shelf(), recipes, Gate(), health, execution, 5.0)
 
 
 def spotted(*spots: tuple[slice, slice, int]) -> Image:
@@ -145,7 +145,7 @@ class Line:
 
     def __init__(self, outbox: Outbox, *stations: Station, batch: int = 4) -> None:
         self.outbox = outbox
-        self.stations = {s.identity.station: s for s in stations}
+        self.stations = {s.name: s for s in stations}
         self.frames: Channel[Frame | Unreadable] = Channel(100, Overflow.WAIT)
         self.pictures: Channel[Concluded] = Channel(100, Overflow.DROP_OLDEST)
         self.stop = Event()
@@ -356,7 +356,7 @@ def test_a_failed_challenge_test_rejects_all_other_parts_until_the_set_passes(
     assert "part1 (good) failed" in told[2]["detail"]
     assert (told[2]["score"], told[2]["regions"]) == (-1.0, [])
     assert challenge.status(datetime.now(UTC)).status == "ok"
-    assert pipeline.picture_of(done[2], 64, PLAIN).any()
+    assert pipeline.picture_of(done[2], 64).any()
 
 
 def test_while_the_station_is_held_its_state_is_an_error_and_a_damaged_file_is_still_known_as_one(
@@ -379,7 +379,7 @@ def test_parts_of_the_challenge_test_and_held_parts_move_no_watch(outbox: Outbox
     parts = frames((1, GOOD), (2, BAD), (10, GOOD), (11, GOOD), (12, BAD), (2, GOOD), (13, GOOD))
     done = Line(outbox, cam).run(*parts)
     assert outcomes(done).count(Outcome.PASS) == 4
-    assert cam.quality.report().watches["score"].parts == 2
+    assert cam.health.quality.report().watches["score"].parts == 2
 
 
 def test_scores_that_drift_below_the_threshold_alarm_and_the_alarm_is_told(outbox: Outbox) -> None:
@@ -387,7 +387,9 @@ def test_scores_that_drift_below_the_threshold_alarm_and_the_alarm_is_told(outbo
     scores = np.random.default_rng(2).normal(111, 2, 80).astype(int).tolist()
     parts = frames(*((n, spotted((slice(4, 8), slice(10, 16), score))) for n, score in enumerate(scores)))
     assert set(outcomes(Line(outbox, cam).run(*parts))) == {Outcome.PASS}
-    told = json.loads(contract.encode_quality(cam.identity, cam.quality.report(), datetime.now(UTC)).payload)
+    told = json.loads(
+        contract.encode_quality(cam.recipes.current.identity, cam.health.quality.report(), datetime.now(UTC)).payload
+    )
     assert told["drift"]["status"] == cam.health.state(0).drift == "product"
     watch = told["drift"]["score"]
     assert (watch["status"], watch["direction"], watch["parts"]) == ("alarm", "up", 80)

@@ -49,10 +49,22 @@ def test_every_birth_is_plain_whole_and_small(identity: Identity, birth: Birth, 
     payload = announcements.encode_birth(identity, birth, at).payload
     content = parse(payload)
     assert len(payload) <= 4096
-    assert shape(content | {"topics": [], "commands": []}) == shape(
-        parse(PAYLOADS["birth.json"]()) | {"topics": [], "commands": []}
-    )
+    lists = {"topics": [], "commands": [], "recipes": []}
+    assert shape(content | lists) == shape(parse(PAYLOADS["birth.json"]()) | lists)
+    assert content["recipes"] == list(birth.recipes)[: len(content["recipes"])]
+    assert content["recipe_count"] == len(birth.recipes)
     assert [topic["leaf"] for topic in content["topics"]] == list(birth.leaves)
+
+
+def test_of_too_many_recipes_for_a_plc_the_first_are_named_and_all_are_counted() -> None:
+    recipes = [f"recipe-{number:025}" for number in range(1, 201)]
+    birth = replace(BIRTH, leaves=tuple(TOPICS), recipes=recipes)
+    payload = announcements.encode_birth(IDENTITY, birth, AT).payload
+    content = parse(payload)
+    assert 4050 < len(payload) <= 4096
+    assert content["recipe_count"] == 200
+    assert 20 < len(content["recipes"]) < 200
+    assert content["recipes"] == recipes[: len(content["recipes"])]
 
 
 def test_a_topic_that_is_not_in_the_contract_cannot_be_announced() -> None:

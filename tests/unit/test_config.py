@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 import config
 from config.load import ConfigError, load, read_password
-from config.schema import Challenge, FolderSource, Mqtt, Regions, Tls, clean_name, options
+from config.schema import Challenge, FolderSource, Mqtt, Recipe, Regions, Tls, clean_name, options
 
 SAMPLE = Path(config.__file__).parent / "inspectd.toml"
 MASKS = ("roi", "ignore")
@@ -111,7 +111,7 @@ def test_the_regions_of_each_station_are_its_own(file: Path) -> None:
 
 def test_stations_with_other_regions_cannot_share_a_calibration(file: Path) -> None:
     file.write_text(SMALLEST + "[station.regions]\nsmallest_area_px = 40\n" + SECOND_STATION)
-    with pytest.raises(ConfigError, match=r"calibration of station\[0\] .* whose \[station.regions\] are others"):
+    with pytest.raises(ConfigError, match=r"calibration of station\[0\] .* whose regions are others"):
         load(file, {})
 
 
@@ -619,7 +619,8 @@ def test_the_sample_shows_the_defaults(file: Path) -> None:
     file.write_text("\n".join(lines))
     shipped = load(file, {}).model_dump()
     shown = [line.removeprefix("# ") if OPTION.fullmatch(line) or HEADING.fullmatch(line) else line for line in lines]
-    file.write_text("\n".join(shown))
+    recipe = shown.index("[[station.recipe]]")
+    file.write_text("\n".join(shown[:recipe]))
     uncommented = load(file, {}).model_dump()
     examples = [
         (uncommented.pop("node"), shipped.pop("node")),
@@ -634,6 +635,50 @@ def test_the_sample_shows_the_defaults(file: Path) -> None:
     assert uncommented == shipped
     assert tls == Tls(**{key: tls[key] for key in ("ca_file", "certificate_file", "key_file")}).model_dump()
     assert challenge == Challenge(**{key: challenge[key] for key in ("name", "good", "bad")}).model_dump()
+    file.write_text("\n".join([line for line in lines if not line.startswith("model = ")] + shown[recipe:]))
+    (own,) = load(file, {}).stations[0].own_recipes
+    at = file.parent
+    assert own == Recipe(
+        name="bracket-A",
+        model=at / "models" / "bracket-a",
+        calibration=at / "calibrations" / "bracket-a.json",
+        regions=Regions(roi=at / "roi.png", ignore=at / "ignore.png"),
+        challenge=Challenge(**{key: challenge[key] for key in ("name", "good", "bad")}),
+    )
+
+
+TWO_RECIPES = """
+[[station.recipe]]
+name = "bracket-A"
+model = "models/a"
+[[station.recipe]]
+name = "bracket-B"
+model = "models/b"
+[station.recipe.regions]
+smallest_area_px = 4
+"""
+
+
+def test_a_station_judges_by_its_model_or_by_its_recipes(file: Path) -> None:
+    (alone,) = load(file, {}).stations[0].recipes
+    assert (alone.name, alone.model) == ("default", file.parent / "models" / "screw")
+    file.write_text(replaced('model = "models/screw"\n', "") + TWO_RECIPES)
+    recipes = load(file, {}).stations[0].recipes
+    assert [recipe.name for recipe in recipes] == ["bracket-A", "bracket-B"]
+    assert recipes[1].calibration_file == file.parent / "models" / "b" / "calibration.json"
+    assert recipes[1].regions.smallest_area_px == 4
+
+
+def test_recipes_that_clash_are_told(file: Path) -> None:
+    key = 'station[0].recipe ("cam1")'
+    (fault,) = faults(file, SMALLEST + TWO_RECIPES)
+    assert fault == f"{file}: {key}: stands beside model. Take those away, or move them into a [[station.recipe]]."
+    alone = replaced('model = "models/screw"\n', "")
+    (fault,) = faults(file, alone + TWO_RECIPES.replace("bracket-B", "bracket-A"))
+    assert fault == f'{file}: {key}: has "bracket-A" twice. Give each recipe a name of its own.'
+    (fault,) = faults(file, alone + TWO_RECIPES.replace("models/b", "models/a"))
+    assert 'station[0].recipe[1].calibration ("cam1")' in fault
+    assert "whose regions are others" in fault
 
 
 def test_the_sample_shows_every_option_once_in_order_below_its_description() -> None:
@@ -659,7 +704,7 @@ def test_the_sample_comments_out_what_has_a_default_and_nothing_else() -> None:
     shown = {
         option[2] for line in SAMPLE.read_text().splitlines() if (option := OPTION.fullmatch(line)) and not option[1]
     }
-    assert shown == required - {"mqtt", "station", "source"}
+    assert shown == {*required, "model"} - {"mqtt", "station", "source"}  # or recipes, which it shows as well
 
 
 def test_every_number_has_bounds() -> None:

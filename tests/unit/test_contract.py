@@ -58,7 +58,11 @@ def test_every_verdict_is_plain_whole_and_small_whatever_the_texts(identity: Ide
     assert len(content["regions"]) <= 8
     assert content["region_count"] == len(verdict.regions)
     assert content["neg_log10_p"] == -1.0 or 0.0 <= content["neg_log10_p"] <= 6.0
-    assert shape(content | {"regions": []}) == shape(parse(PAYLOADS["verdict_pass.json"]()))
+    plants_own = {"regions": [], "meta": {}}
+    assert shape(content | plants_own) == shape(parse(PAYLOADS["verdict_pass.json"]()))
+    said = verdict.capture.meta
+    assert list(content["meta"]) == list(said)[: len(content["meta"])]
+    assert content["meta"] == said or any(isinstance(value, float) for value in said.values())
     assert content["reject"] == (content["verdict"] != "PASS")
     assert content["replayed"] is False
 
@@ -250,7 +254,7 @@ def test_where_texts_leave_no_room_fewer_regions_are_named_and_no_text_is_cut_fo
     assert len(payload) <= 2048
     content = parse(payload)
     assert 5 <= len(content["regions"]) < 8
-    assert (content["region_count"], len(content["part_id"]), len(content["source"])) == (12_345, 128, 384)
+    assert (content["region_count"], len(content["part_id"]), len(content["source"])) == (12_345, 128, 256)
     assert parse(contract.as_replayed(payload)) == content | {"replayed": True}
 
 
@@ -354,7 +358,7 @@ def messages() -> dict[str, Message]:
 
 def test_every_topic_is_a_leaf_of_the_station_and_none_is_above_another() -> None:
     assert [message.topic for message in messages().values()] == [f"acme/lyon/press/top/{leaf}" for leaf in messages()]
-    elsewhere = {"birth", "stats", "alarm/event", "alarm/active", "event"}
+    elsewhere = {"birth", "stats", "alarm/event", "alarm/active", "event", "cmd/response"}
     assert set(messages()) | elsewhere == set(contract.TOPICS)
     topics = [IDENTITY.topic(leaf) for leaf in contract.TOPICS]
     assert not [(one, other) for one in topics for other in topics if other.startswith(one + "/")]
@@ -382,4 +386,6 @@ def test_ready_follows_the_state() -> None:
         content = parse(contract.encode_state(IDENTITY, replace(STATE, state=state), AT).payload)
         assert content["state_no"] == number
         ready[state] = content["ready"]
-    assert ready == {"Preoperational": False, "Halted": False, "Error": False, "ContinuousExecution": True}
+    assert [state for state in ready if ready[state]] == ["Ready", "ContinuousExecution"]
+    overrun = parse(contract.encode_state(IDENTITY, replace(STATE, unacknowledged=8, overrun=True), AT).payload)
+    assert (overrun["ready"], overrun["unacknowledged"]) == (False, 8)

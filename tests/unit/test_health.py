@@ -10,11 +10,15 @@ import numpy as np
 from calibration.calibration import Provenance, fit
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.contract import STATES
+from daemon.execution import Execution, Mode
 from daemon.health import StationHealth
 from daemon.judgement import judge
 from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
 from daemon.quality import StationQuality
+from daemon.recipes import Recipe, Recipes
 from detectors.base import Prediction
+from detectors.template import TemplateDetector
+from tests.payloads import IDENTITY
 
 CALIBRATION = fit(
     [1 + number / 200 for number in range(200)], alpha=0.05, provenance=Provenance("f", "d", datetime.now(UTC))
@@ -23,8 +27,10 @@ IMAGE = np.zeros((8, 8, 3), np.uint8)
 SET = ChallengeSet("box 3", frozenset({"good"}), frozenset({"bad"}), timedelta(hours=8), timedelta(minutes=30))
 
 
-def healthy(challenge: Challenge | None = None, last_seq: int = 0) -> StationHealth:
-    return StationHealth("top", last_seq, StationQuality("top", CALIBRATION, challenge))
+def healthy(challenge: Challenge | None = None, last_seq: int = 0, mode: Mode = Mode.CONTINUOUS) -> StationHealth:
+    quality = StationQuality("top", CALIBRATION, challenge)
+    recipes = Recipes([Recipe(IDENTITY, TemplateDetector(IMAGE), CALIBRATION, quality)])
+    return StationHealth("top", last_seq, recipes, Execution("top", mode, last_seq))
 
 
 def see(health: StationHealth, score: float, part_id: str = "part") -> None:
@@ -92,7 +98,7 @@ def test_the_age_of_the_last_frame_grows_and_starts_again_with_the_next() -> Non
     threading.Event().wait(0.05)
     before = health.state(0)
     at = time.monotonic()
-    health.frame_arrived("part")
+    health.frame_arrived("part", seen=True)
     after = health.state(0)
     assert before.last_frame_age_ms >= 50
     assert after.last_frame_age_ms <= (time.monotonic() - at) * 1000

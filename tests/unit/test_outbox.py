@@ -190,7 +190,7 @@ def test_a_full_disk_is_said_keeps_no_half_of_a_batch_and_is_survived(path: Path
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], check=False)
     if mounted.returncode:
         pytest.skip("only root may mount a small disk")
     yield folder

@@ -16,7 +16,8 @@ from daemon.alarms import Alarm, AlarmId, Change
 from daemon.announcements import Birth, Event, EventKind
 from daemon.cli import app
 from daemon.contract import TOPICS, Identity, Picture, Quality
-from daemon.messages import Verdict
+from daemon.messages import Clock, Verdict
+from daemon.requests import Action, Code
 from daemon.stats import Stats
 from tests.payloads import (
     AT,
@@ -45,6 +46,9 @@ def closed(schema: Any) -> Any:
 
 
 OPEN = {name: json.loads(schemas.read(name)) for name in schemas.names()}
+ASKED = ("command", "trigger")
+"""What is said to a station, rather than by it."""
+TOLD = {name: schema for name, schema in OPEN.items() if name not in ASKED}
 VALIDATORS = {name: Draft202012Validator(closed(schema)) for name, schema in OPEN.items()}
 
 
@@ -53,16 +57,16 @@ def check(name: str, payload: bytes) -> None:
 
 
 def objects(schema: Any) -> list[dict[str, Any]]:
-    """Every object that a schema describes, however deep."""
+    """Every object whose keys a schema names, however deep."""
     if isinstance(schema, list):
         return [found for inner in schema for found in objects(inner)]
     if not isinstance(schema, dict):
         return []
-    own = [schema] if schema.get("type") == "object" else []
+    own = [schema] if schema.get("type") == "object" and "properties" in schema else []
     return own + [found for inner in schema.values() for found in objects(inner)]
 
 
-@pytest.mark.parametrize("name", OPEN)
+@pytest.mark.parametrize("name", TOLD)
 def test_a_schema_is_valid_demands_every_key_and_forbids_none(name: str) -> None:
     Draft202012Validator.check_schema(OPEN[name])
     assert OPEN[name]["title"] == f"inspectd.{name}/1"
@@ -79,11 +83,18 @@ def test_every_stored_payload_follows_its_schema(name: str) -> None:
 
 def test_there_is_a_schema_for_every_json_topic_and_for_what_pictures_carry() -> None:
     told = {schema.removeprefix("inspectd.").removesuffix("/1") for schema in TOPICS.values() if "inspectd." in schema}
-    assert told | {"picture"} == set(schemas.names())
-    assert {Path(name).stem.partition("_")[0] for name in PAYLOADS} == set(schemas.names())
+    assert told | {"picture"} == set(TOLD)
+    assert {Path(name).stem.partition("_")[0] for name in PAYLOADS} == set(TOLD)
 
 
-@pytest.mark.parametrize("name", OPEN)
+@pytest.mark.parametrize("name", ASKED)
+def test_what_is_asked_has_a_valid_schema_that_forbids_other_keys(name: str) -> None:
+    Draft202012Validator.check_schema(OPEN[name])
+    assert OPEN[name]["title"] == f"inspectd.{name}/1"
+    assert OPEN[name]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("name", TOLD)
 def test_a_key_that_is_missing_of_another_type_or_undocumented_is_noticed(name: str) -> None:
     golden = json.loads(
         next(GOLDEN / file for file in PAYLOADS if file.partition(".")[0].partition("_")[0] == name).read_bytes()
@@ -139,9 +150,15 @@ def test_every_alarm_and_every_event_follows_its_schema(
 
 def test_what_a_schema_gives_as_examples_is_all_there_is() -> None:
     assert OPEN["alarm"]["properties"]["alarm_id"]["examples"] == [id_.value for id_ in AlarmId]
+    assert OPEN["alarms"]["properties"]["active"]["items"]["properties"]["alarm_id"]["examples"] == list(AlarmId)
     assert OPEN["event"]["properties"]["kind"]["examples"] == [kind.value for kind in EventKind]
     assert OPEN["picture"]["properties"]["kind"]["examples"] == [kind.value for kind in Picture]
     assert OPEN["state"]["properties"]["state"]["examples"] == list(contract.STATES)
+    assert OPEN["response"]["properties"]["state"]["enum"] == list(contract.STATES)
+    assert OPEN["response"]["properties"]["code"]["examples"] == [code.value for code in Code]
+    assert OPEN["response"]["properties"]["result"]["examples"] == [code.name for code in Code]
+    assert OPEN["command"]["properties"]["action"]["enum"] == [action.value for action in Action]
+    assert OPEN["verdict"]["properties"]["ts_source"]["examples"] == [clock.value for clock in Clock]
 
 
 def test_the_command_lists_all_schemas_and_prints_one() -> None:
