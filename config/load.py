@@ -11,11 +11,14 @@ from typing import Any, get_origin
 
 from annotated_types import Ge, Gt, Le
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from config.schema import FolderSource, Mqtt, Regions, Settings, Station, options
 
-_OPTIONS = dict(options())
+_OPTIONS: dict[str, FieldInfo] = {}
+for _key, _field in options():
+    _OPTIONS.setdefault(_key, _field)  # of a section of several kinds the first counts
 
 # The folder source keeps parts here, inside the folder that it watches.
 _SUBFOLDERS = ("processing", "done", "failed")
@@ -244,10 +247,14 @@ def _suggestion(section: str, name: str) -> str:
     if close := difflib.get_close_matches(name, siblings, n=1):
         return f'Did you mean "{close[0]}"?'
     # Of two options of one name the one higher up is meant.
-    elsewhere = {key.rpartition(".")[2]: key.rpartition(".")[0] for key in reversed(_OPTIONS)}
+    elsewhere = {key.rpartition(".")[2]: key.rpartition(".")[0] for key in sorted(_OPTIONS, key=_depth, reverse=True)}
     if close := difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.75):
         return f'Did you mean "{close[0]}", which belongs {_place(elsewhere[close[0]])}?'
     return f"Take it away; known here: {', '.join(siblings)}."
+
+
+def _depth(key: str) -> int:
+    return key.count(".")
 
 
 def _range(key: str) -> str:

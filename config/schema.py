@@ -82,6 +82,16 @@ def _from_folder(value: object, info: ValidationInfo) -> object:
     return value
 
 
+def _pattern(text: str) -> str:
+    try:
+        groups = re.compile(text).groupindex
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}.") from None
+    if text and "part" not in groups:
+        raise ValueError('has no group named part. Write one, like "(?P<part>SN-[0-9]+)".')
+    return text
+
+
 def _part_id(value: object) -> object:
     if not isinstance(value, str) or not re.fullmatch(r"[\w.-]{1,64}", value):
         raise ValueError(
@@ -118,6 +128,12 @@ PartIds = Annotated[
 
 ConfiguredPath = Annotated[Path, BeforeValidator(_from_folder)]
 """A path that starts at the `folder` of the validation context, unless it is absolute or there is no context."""
+
+
+Overflow = Literal["drop", "reject", "wait"]
+
+_OVERFLOW = 'Parts that come too fast: "drop" the oldest, "reject" the newest with ERROR, or let the camera "wait".'
+_STALL = "Seconds without a frame after which the camera counts as dead; longer than the time between two."
 
 
 class Section(BaseModel):
@@ -288,6 +304,26 @@ class FolderSource(Section):
 
     type: Literal["folder"] = Field(description='Where images come from: "folder" watches a folder for image files.')
     path: ConfiguredPath = Field(description="Folder to watch; each station has its own.")
+    keep: Literal["move", "leave"] = Field(
+        default="move",
+        description='Judged files: "move" puts them into done/ or failed/, "leave" changes nothing in the folder.',
+    )
+    order: Literal["arrival", "name"] = Field(
+        default="arrival",
+        description='Which file is taken first: "arrival", the oldest, or "name", img2 before img10.',
+    )
+    part_id_pattern: Annotated[str, AfterValidator(_pattern)] = Field(
+        default="",
+        description="Regular expression in file names with a group part, the id, maybe a group batch, others for meta.",
+    )
+    sidecar: bool = Field(
+        default=False,
+        description="Whether beside each image lies NAME.json with part_id, batch_id and meta, which it waits for.",
+    )
+    skip_duplicates: bool = Field(
+        default=False,
+        description="Whether a file with the content of one of the last 1,000 parts gets no verdict of its own.",
+    )
     settle_ms: int = Field(
         default=200,
         ge=0,
@@ -308,8 +344,52 @@ class FolderSource(Section):
     )
 
 
-Source = Annotated[FolderSource, Field(discriminator="type")]
-"""Every kind of source, told apart by `type`: `Annotated[FolderSource | Another, …]`."""
+class GenicamSource(Section):
+    """Parts are seen by a GigE Vision or USB3 Vision camera."""
+
+    type: Literal["genicam"] = Field(description='Where images come from: "genicam", a GigE Vision or USB3 camera.')
+    camera: str = Field(min_length=1, max_length=128, description="Its serial number, user-defined name or IP address.")
+    trigger: Literal["free", "hardware", "software"] = Field(
+        default="free",
+        description='What exposes: "free", the camera; "hardware", its line; "software", inspectd for each part.',
+    )
+    line: str = Field(default="Line0", min_length=1, max_length=64, description='Input that triggers it on "hardware".')
+    incomplete: Literal["reject", "drop"] = Field(
+        default="reject",
+        description='Frames with missing packets: "reject" gives a verdict ERROR, "drop" counts them and goes on.',
+    )
+    overflow: Overflow = Field(default="reject", description=_OVERFLOW)
+    stall_s: float = Field(default=1.0, ge=0.2, le=3600, description=_STALL)
+    features: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Features of the camera, set in this order before it starts.",
+    )
+
+
+class VideoSource(Section):
+    """Parts are seen by a USB camera or an IP camera, or were recorded."""
+
+    type: Literal["video"] = Field(description='Where images come from: "video", a USB or IP camera or a recording.')
+    place: str = Field(
+        min_length=1,
+        max_length=1024,
+        description="V4L2 device (/dev/video0), URL (rtsp://…), video file, or images like part_%04d.png.",
+    )
+    live: bool | None = Field(
+        default=None,
+        description="Whether it goes on by itself and is watched for stalls; default: true for devices and URLs.",
+    )
+    width: int | None = Field(default=None, ge=1, le=65_536, description="Width asked of a device, in pixels.")
+    height: int | None = Field(default=None, ge=1, le=65_536, description="Height asked of a device, in pixels.")
+    fps: float | None = Field(default=None, gt=0, le=10_000, description="Frames a second asked of a device.")
+    fourcc: str | None = Field(default=None, min_length=4, max_length=4, description="Pixel format asked of a device.")
+    transport: Literal["tcp", "udp"] = Field(default="tcp", description="How RTSP brings its packets.")
+    overflow: Overflow = Field(default="drop", description=_OVERFLOW)
+    stall_s: float = Field(default=1.0, ge=0.2, le=3600, description=_STALL)
+
+
+Source = Annotated[FolderSource | GenicamSource | VideoSource, Field(discriminator="type")]
+"""Every kind of source, told apart by `type`."""
 
 
 class Challenge(Section):
@@ -511,12 +591,17 @@ class Settings(Section):
 
 
 def options(model: type[BaseModel] = Settings, above: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every section and option by its dotted key in the file (`mqtt`, `mqtt.port`, …), in the file's order."""
+    """Every section and option by its dotted key in the file (`mqtt`, `mqtt.port`, …), in the file's order.
+
+    Where a section is of one of several kinds, it comes once for each kind, with what the kind is.
+    """
     for name, field in model.model_fields.items():
         key = above + (field.alias or name)
-        yield key, field
-        for inner in _models(field.annotation):
+        for number, inner in enumerate(_models(field.annotation)):
+            yield key, field if number == 0 else FieldInfo(annotation=inner, description=inner.__doc__)
             yield from options(inner, f"{key}.")
+        if not list(_models(field.annotation)):
+            yield key, field
 
 
 def _models(annotation: object) -> Iterator[type[BaseModel]]:

@@ -14,11 +14,16 @@ from config import schema
 from config.credentials import read_credentials
 from config.load import ConfigError
 from daemon.challenge import Challenge, ChallengeSet
+from daemon.channel import Overflow
 from daemon.outbox import Outbox
 from daemon.regions import PLAIN, RegionDetector, Rule, load_mask
 from daemon.sinks.link import Broker, DeliveryError
 from daemon.sources.base import Source
-from daemon.sources.folder import FolderSource
+from daemon.sources.folder import FolderSource, Order
+from daemon.sources.genicam import GenicamSource, Incomplete
+from daemon.sources.session import Exposure
+from daemon.sources.video import VideoSource, shown
+from daemon.stats import Drop
 from detectors import artifact
 from detectors.base import ArtifactError, Detector, DetectorName
 from detectors.devices import choose
@@ -28,20 +33,77 @@ CALIBRATION = "calibration.json"
 log = structlog.get_logger()
 
 
-def build_source(station: schema.Station, outbox: Outbox) -> Source:
-    """Where the station's frames come from."""
+def build_source(station: schema.Station, state_dir: Path, outbox: Outbox, lost: Callable[[Drop, int], None]) -> Source:
+    """Where the station's frames come from; it tells `lost` what got away from it, and how many.
+
+    Raises:
+        ConfigError: options of the source do not go together.
+    """
     match station.source:
         case schema.FolderSource() as source:
             return FolderSource(
                 station.name,
                 source.path,
                 concluded=outbox.concluded,
+                ledger=state_dir / f"{station.name}.ledger.sqlite3" if source.keep == "leave" else None,
                 settle_ms=source.settle_ms,
                 give_up_s=source.give_up_s,
                 rescan_s=source.rescan_s,
+                order=Order(source.order),
+                part_id_pattern=source.part_id_pattern,
+                sidecar=source.sidecar,
+                skip_duplicates=source.skip_duplicates,
+                duplicate=lambda: lost(Drop.DUPLICATE, 1),
             )
+        case schema.GenicamSource() as source:
+            return GenicamSource(
+                station.name,
+                source.camera,
+                lost=lost,
+                trigger=Exposure(source.trigger),
+                line=source.line,
+                features=source.features,
+                incomplete=Incomplete(source.incomplete),
+                stall_s=source.stall_s,
+            )
+        case schema.VideoSource() as source:
+            try:
+                return VideoSource(
+                    station.name,
+                    source.place,
+                    lost=lost,
+                    live=source.live,
+                    width=source.width,
+                    height=source.height,
+                    fps=source.fps,
+                    fourcc=source.fourcc,
+                    stall_s=source.stall_s,
+                    transport=source.transport,
+                )
+            except ValueError as error:
+                raise ConfigError(f"station {station.name}: [station.source]: {error}") from error
         case _ as unknown:
             assert_never(unknown)
+
+
+def place_of(source: schema.Source) -> str:
+    """Which folder or camera a source is, without what is secret."""
+    match source:
+        case schema.FolderSource():
+            return str(source.path)
+        case schema.GenicamSource():
+            return source.camera
+        case schema.VideoSource():
+            return shown(source.place)
+        case _ as unknown:
+            assert_never(unknown)
+
+
+def overflow_of(source: schema.Source) -> Overflow:
+    """What becomes of parts that come faster than they are judged; a folder waits."""
+    if isinstance(source, schema.FolderSource):
+        return Overflow.WAIT
+    return {"drop": Overflow.DROP_OLDEST, "reject": Overflow.EXCEED, "wait": Overflow.WAIT}[source.overflow]
 
 
 def build_rule(regions: schema.Regions) -> Rule:

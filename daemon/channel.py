@@ -1,7 +1,7 @@
-"""A bounded, closable hand-over between threads. Closing is how work ends: what was put is still taken."""
+"""Bounded, closable hand-overs between threads. Closing is how work ends: what was put is still taken."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from threading import Condition
 from typing import Generic, TypeVar
@@ -10,50 +10,76 @@ T = TypeVar("T")
 
 
 class Overflow(Enum):
-    """What a full channel does: hold the giver up, or let go of the oldest and count it."""
+    """What a full lane does: hold the giver up, let go of the oldest, or take what is light all the same."""
 
     WAIT = auto()
     DROP_OLDEST = auto()
+    EXCEED = auto()
+
+
+_EXCESS = 250
+"""So many times its capacity a lane takes of what is light."""
 
 
 class ClosedError(Exception):
-    """Nothing can be put into this channel any more."""
+    """Nothing can be put here any more."""
 
 
-class Channel(Generic[T]):
-    """Any number of threads may put, one may take."""
+class Lanes(Generic[T]):
+    """Several lanes to one taker, who takes from each in turn: a full lane delays no other. Any thread may put.
 
-    def __init__(self, capacity: int, overflow: Overflow) -> None:
+    Args:
+        names: of the lanes.
+        capacity: what each of them holds.
+        keeps: of what a full lane never lets go.
+    """
+
+    def __init__(self, names: Iterable[str], capacity: int, keeps: Callable[[T], bool] = lambda _: False) -> None:
         self._capacity = capacity
-        self._overflow = overflow
-        self._waiting: deque[T] = deque()
+        self._keeps = keeps
+        self._lanes: dict[str, deque[T]] = {name: deque() for name in names}
+        self._turns = deque(self._lanes)
         self._changed = Condition()
         self._closed = False
-        self.dropped = 0
 
-    def put(self, item: T) -> None:
-        """Hand over one thing.
+    def put(self, name: str, item: T, overflow: Overflow = Overflow.WAIT) -> T | None:
+        """Hand over one thing; give back what was let go of for it.
 
         Raises:
-            ClosedError: the channel is closed, also while waiting for room.
+            ClosedError: the lanes are closed, also while waiting for room.
         """
+        lane, dropped = self._lanes[name], None
         with self._changed:
-            if self._overflow is Overflow.WAIT:
-                self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._capacity)
+            loser = None
+            if overflow is Overflow.DROP_OLDEST and len(lane) >= self._capacity:
+                loser = next((place for place, waiting in enumerate(lane) if not self._keeps(waiting)), None)
+            capacity = _EXCESS * self._capacity if overflow is Overflow.EXCEED else self._capacity
+            if loser is None:
+                self._changed.wait_for(lambda: self._closed or len(lane) < capacity)
             if self._closed:
                 raise ClosedError
-            if len(self._waiting) >= self._capacity:
-                self._waiting.popleft()
-                self.dropped += 1
-            self._waiting.append(item)
+            if loser is not None:
+                dropped = lane[loser]
+                del lane[loser]
+            lane.append(item)
             self._changed.notify_all()
+        return dropped
+
+    def full(self, name: str) -> bool:
+        """Whether a lane holds as much as it may."""
+        return len(self._lanes[name]) >= self._capacity
 
     def batches(self, limit: int) -> Iterator[list[T]]:
         """Take what is there, 1 to `limit` things at a time, waiting only for the first; ends after `close`."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting)
-                batch = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+                self._changed.wait_for(lambda: self._closed or any(self._lanes.values()))
+                batch: list[T] = []
+                while len(batch) < limit and any(self._lanes.values()):
+                    lane = self._lanes[self._turns[0]]
+                    self._turns.rotate(-1)
+                    if lane:
+                        batch.append(lane.popleft())
                 self._changed.notify_all()
             if not batch:
                 return
@@ -64,3 +90,29 @@ class Channel(Generic[T]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+class Channel(Generic[T]):
+    """One lane. `dropped` counts what it has let go of."""
+
+    def __init__(self, capacity: int, overflow: Overflow) -> None:
+        self._lanes: Lanes[T] = Lanes([""], capacity)
+        self._overflow = overflow
+        self.dropped = 0
+
+    def put(self, item: T) -> None:
+        """Hand over one thing. One thread at a time, where it may let go of others.
+
+        Raises:
+            ClosedError: the channel is closed, also while waiting for room.
+        """
+        if self._lanes.put("", item, self._overflow) is not None:
+            self.dropped += 1
+
+    def batches(self, limit: int) -> Iterator[list[T]]:
+        """Take what is there, 1 to `limit` things at a time, waiting only for the first; ends after `close`."""
+        return self._lanes.batches(limit)
+
+    def close(self) -> None:
+        """Refuse everything from now on; idempotent."""
+        self._lanes.close()

@@ -17,7 +17,7 @@ from calibration import store
 from calibration.calibration import CalibrationError, promise, shortage
 from config.credentials import read_credentials
 from config.load import ConfigError, load
-from config.schema import Mqtt, Recipe, Settings, is_loopback
+from config.schema import FolderSource, GenicamSource, Mqtt, Recipe, Settings, Station, is_loopback
 from daemon import logs
 from daemon.desk import calibrating, commands
 from daemon.desk.dataset import DatasetError
@@ -84,8 +84,8 @@ def run(config: ConfigOption) -> None:
 @app.command()
 def check(config: ConfigOption) -> None:
     """Try everything `run` needs but the broker and the camera; exit status 78 if something is wrong."""
+    from daemon.build import place_of
     from daemon.sources.base import SourceUnavailableError
-    from daemon.sources.folder import examine
 
     settings = load(config)
     faults: list[str] = []
@@ -107,13 +107,28 @@ def check(config: ConfigOption) -> None:
             except (ArtifactError, CalibrationError, ConfigError) as error:
                 faults.append(f"{place}: {error}")
         try:
-            examine(station.source.path)
-        except SourceUnavailableError as error:
+            _check_source(station)
+        except (SourceUnavailableError, ConfigError) as error:
             faults.append(f"station {station.name}: {error}")
         else:
-            _tell("[green]ok[/]  ", f"station {station.name}: folder {station.source.path}")
+            said = f"{station.source.type} {place_of(station.source)}"
+            _tell("[green]ok[/]  ", f"station {station.name}: {said}")
     if faults:
         raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
+
+
+def _check_source(station: Station) -> None:
+    """See whether a source can be used, as far as that is known without taking a part from it."""
+    from daemon.sources.camera import require_library
+    from daemon.sources.folder import examine
+
+    match station.source:
+        case FolderSource() as source:
+            examine(source.path, writable=source.keep == "move")
+        case GenicamSource():
+            require_library()
+        case _:
+            pass
 
 
 def _tell_broker(mqtt: Mqtt) -> None:

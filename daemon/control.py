@@ -1,7 +1,9 @@
 """Obeys commands: each once, whatever the network repeats, and each answered."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
@@ -22,6 +24,7 @@ from daemon.requests import (
     parse,
     response,
 )
+from daemon.stats import Drop
 from daemon.wire import epoch_ms
 
 log = structlog.get_logger()
@@ -38,6 +41,20 @@ _AUDITED = {
 }
 _IDLE = {Action.GET_STATE, Action.REPUBLISH}
 """Those that may well be obeyed twice, and whose answer must be of now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a command will be answered, and what is done once that is on disk.
+
+    It leads `to` a mode, and prepares a `recipe`, where it does.
+    """
+
+    code: Code
+    message: str = ""
+    do: Callable[[], object] | None = None
+    to: Mode | None = None
+    recipe: str | None = None
 
 
 class Control:
@@ -66,51 +83,47 @@ class Control:
     def obey(self, received: Received, send: Callable[[Message], None]) -> bool:
         """Obey one message on a command's topic, and answer; True if all that is retained is to be published anew."""
         now = datetime.now(UTC)
+        astray = None
         try:
             response(self._identity, received, b"")
         except RefusedError as refused:  # an answer may go to the usual place only
-            received = Received(received.topic, received.payload, received.retained)
-            self._refuse(refused, received, send, now)
-            return False
-        try:
-            request = parse(received, now)
-        except RefusedError as refused:
-            self._refuse(refused, received, send, now)
-            return False
+            astray, received = str(refused), Received(received.topic, received.payload, received.retained)
 
         def reply(payload: bytes) -> None:
             send(response(self._identity, received, payload))
 
         try:
+            request = _understand(received, astray)
             self._obey(request, reply, now)
-        except OutboxError as error:
-            why = f"it cannot be recorded, and so is not obeyed: {error}"
-            reply(self._encode(request, Code.INTERNAL, why, now))
+        except RefusedError as refused:
+            self._refuse(refused, received.topic, reply, now)
+            return False
         return request.action is Action.REPUBLISH
 
     def _obey(self, request: Request, reply: Callable[[bytes], None], now: datetime) -> None:
-        if request.action in _IDLE:
-            reply(self._encode(request, Code.DONE, "", now))
-            return
-        known = self._outbox.answered(self._identity.station, request.cmd_id)
-        if known is not None:
-            reply(known)
-        elif request.action is Action.TRIGGER:
-            self._trigger(request, reply, now)
-        else:
-            code, message = self._perform(request, now)
-            payload = self._encode(request, code, message, now)
-            self._outbox.answer(self._answer(request, payload, now))
-            reply(payload)
-            if request.action in _AUDITED:
-                by = f" by {request.user}" if request.user else ""
-                self._note(EventKind.COMMAND, request.action.value, f"{code.name}{by}: {message}".removesuffix(": "))
+        try:
+            idle = request.action in _IDLE
+            known = None if idle else self._outbox.answered(self._identity.station, request.cmd_id, epoch_ms(now))
+            if known is not None:
+                reply(known)
+            elif request.expires_ms is not None and request.expires_ms < epoch_ms(now):
+                raise RefusedError(Code.EXPIRED, _EXPIRED, request.cmd_id, request.action.value)
+            elif idle:
+                reply(self._encode(request, _Plan(Code.DONE), now))
+            elif request.action is Action.TRIGGER:
+                self._trigger(request, reply, now)
+            else:
+                self._perform(request, reply, now)
+        except OutboxError as error:
+            why = f"it cannot be recorded, and so is not obeyed: {error}"
+            reply(self._encode(request, _Plan(Code.INTERNAL, why), now))
 
     def _trigger(self, request: Request, reply: Callable[[bytes], None], now: datetime) -> None:
         mode, args = self._execution.mode, request.args
         if mode not in {Mode.READY, Mode.SINGLE}:
-            why = f"a station in {mode} takes no triggers; send stop and wait for Ready"
-            payload = self._encode(request, Code.WRONG_STATE, why, now)
+            way = "reset" if mode is Mode.HALTED else "stop"
+            why = f"a station in {mode} takes no triggers; send {way} and wait for Ready"
+            payload = self._encode(request, _Plan(Code.WRONG_STATE, why), now)
             self._outbox.answer(self._answer(request, payload, now))
             reply(payload)
             return
@@ -123,16 +136,30 @@ class Control:
         try:
             with self._execution.reserve(asked, now) as mine:
                 code, why = (Code.BUSY, mine.refusal[1]) if mine.refusal else (Code.ACCEPTED, "")
-                payload = self._encode(request, code, why, now, seq=mine.trigger.seq)
+                payload = self._encode(request, _Plan(code, why), now, seq=mine.trigger.seq)
                 promise = Promise(mine.trigger.id, self._identity.station, pack(mine.trigger))
                 self._outbox.answer(self._answer(request, payload, now), promise)
                 reply(payload)
         except OverrunError as error:
-            self._health.missed()
-            reply(self._encode(request, Code.BUSY, str(error), now))
+            self._health.lost(Drop.MISSED)
+            reply(self._encode(request, _Plan(Code.BUSY, str(error)), now))
 
-    def _perform(self, request: Request, now: datetime) -> tuple[Code, str]:
-        """Do what changes the station, and say how it went."""
+    def _perform(self, request: Request, reply: Callable[[bytes], None], now: datetime) -> None:
+        """Do what changes the station, once the answer to it is on disk."""
+        plan = self._plan(request, now)
+        payload = self._encode(request, plan, now)
+        self._outbox.answer(self._answer(request, payload, now), recipe=plan.recipe)
+        if plan.do is not None:
+            plan.do()
+        reply(payload)
+        if request.action in _AUDITED:
+            station = self._identity.station
+            log.info("a command", station=station, action=request.action, result=plan.code.name, user=request.user)
+            by = f" by {request.user}" if request.user else ""
+            detail = f"{plan.code.name}{by}: {plan.message}".removesuffix(": ")
+            self._note(EventKind.COMMAND, request.action.value, detail)
+
+    def _plan(self, request: Request, now: datetime) -> _Plan:
         args, mode = request.args, self._execution.mode
         match request.action:
             case Action.START | Action.STOP | Action.ABORT | Action.HALT | Action.RESET as action:
@@ -140,54 +167,54 @@ class Control:
             case Action.PREPARE_RECIPE:
                 return self._prepare(args.get("recipe"), args.get("index"))
             case Action.ACK_RESULT:
-                heard = self._execution.acknowledge(int(args.get("seq", 0)), args.get("id", ""))
-                return (Code.DONE, "") if heard else (Code.NOT_FOUND, "no such result waits to be acknowledged")
+                waiting = self._execution.waiting(int(args.get("seq", 0)), args.get("id", ""))
+                if waiting is None:
+                    return _Plan(Code.NOT_FOUND, "no such result waits to be acknowledged")
+                return _Plan(Code.DONE, do=partial(self._execution.acknowledge, waiting))
             case Action.RESET_STATS:
-                self._health.counters.reset(now)
-                return Code.DONE, ""
+                return _Plan(Code.DONE, do=partial(self._health.counters.reset, now))
             case Action.CHALLENGE:
-                quality = self._recipes.current.quality
-                if not quality.begin_challenge():
-                    return Code.NOT_FOUND, "no challenge test is configured; see [station.challenge]"
-                test = quality.report().challenge
-                return Code.DONE, test.detail if test else ""
+                return self._challenge()
             case Action.TRIGGER | Action.GET_STATE | Action.REPUBLISH:
                 raise AssertionError(f"{request.action} is obeyed elsewhere")
 
-    def _go_over(self, action: Action, mode: Mode) -> tuple[Code, str]:
+    def _go_over(self, action: Action, mode: Mode) -> _Plan:
         come_from, to = _TRANSITIONS[action]
         if mode not in come_from:
             wanted = " or ".join(sorted(come_from))
-            return Code.WRONG_STATE, f"the station is in {mode}; {action} is for {wanted}"
-        if action is Action.ABORT:
-            self._execution.abort()
-        self._execution.become(to)
-        log.info("a command changes what the station does", station=self._identity.station, was=mode, now=to)
-        return Code.DONE, ""
+            return _Plan(Code.WRONG_STATE, f"the station is in {mode}; {action} is for {wanted}")
+        if action is Action.STOP and mode is Mode.SINGLE:  # it is ready as soon as the trigger has its part
+            return _Plan(Code.DONE)
+        abort = action is Action.ABORT
+        return _Plan(Code.DONE, do=partial(self._execution.become, to, abort=abort), to=to)
 
-    def _prepare(self, name: str | None, index: int | None) -> tuple[Code, str]:
+    def _challenge(self) -> _Plan:
+        quality = self._recipes.current.quality
+        test = quality.report().challenge
+        if test is None:
+            return _Plan(Code.NOT_FOUND, "no challenge test is configured; see [station.challenge]")
+        return _Plan(Code.DONE, f"send all {test.expected} parts of the set", quality.begin_challenge)
+
+    def _prepare(self, name: str | None, index: int | None) -> _Plan:
         recipe = self._recipes.find(name, index)
         if recipe is None:
             names = ", ".join(f"{one.identity.recipe_index} {one.name}" for one in self._recipes)
-            return Code.NOT_FOUND, f"there is no such recipe; there are {names}"
+            return _Plan(Code.NOT_FOUND, f"there is no such recipe; there are {names}")
         if self._execution.mode is Mode.SINGLE:
-            return Code.BUSY, "a trigger waits for its part, which the present recipe is for"
-        self._outbox.prepare(self._identity.station, recipe.name)
-        self._recipes.prepare(recipe)
-        log.info("recipe prepared", station=self._identity.station, recipe=recipe.name)
-        return Code.DONE, f"{recipe.identity.recipe_index} {recipe.name}"
+            return _Plan(Code.BUSY, "a trigger waits for its part, which the present recipe is for")
+        prepared = f"{recipe.identity.recipe_index} {recipe.name}"
+        return _Plan(Code.DONE, prepared, partial(self._recipes.prepare, recipe), recipe=recipe.name)
 
-    def _refuse(
-        self, refused: RefusedError, received: Received, send: Callable[[Message], None], now: datetime
-    ) -> None:
-        log.warning("a command is refused", station=self._identity.station, topic=received.topic, reason=str(refused))
+    def _refuse(self, refused: RefusedError, topic: str, reply: Callable[[bytes], None], now: datetime) -> None:
+        log.warning("a command is refused", station=self._identity.station, topic=topic, reason=str(refused))
         named = refused.cmd_id, refused.action
-        payload = encode_response(self._identity, named, refused.code, str(refused), self._state, now)
-        send(response(self._identity, received, payload))
+        reply(encode_response(self._identity, named, refused.code, str(refused), self._state, now))
 
-    def _encode(self, request: Request, code: Code, message: str, now: datetime, *, seq: int = 0) -> bytes:
-        named = request.cmd_id, request.action.value
-        return encode_response(self._identity, named, code, message, self._state, now, seq=seq)
+    def _encode(self, request: Request, plan: _Plan, now: datetime, *, seq: int = 0) -> bytes:
+        named, state = (request.cmd_id, request.action.value), self._state
+        if plan.to is not None and state in list(Mode):
+            state = plan.to.value
+        return encode_response(self._identity, named, plan.code, plan.message, state, now, seq=seq)
 
     def _answer(self, request: Request, payload: bytes, now: datetime) -> Answer:
         return Answer(self._identity.station, request.cmd_id, epoch_ms(now), payload)
@@ -197,6 +224,14 @@ class Control:
         return self._health.state(0).state
 
 
+def _understand(received: Received, astray: str | None) -> Request:
+    request = parse(received)
+    if astray is not None:
+        raise RefusedError(Code.BAD_ARGS, astray, request.cmd_id, request.action.value)
+    return request
+
+
+_EXPIRED = "it came after its expires_ms; compare the clocks of both machines"
 _TRANSITIONS = {
     Action.START: ({Mode.READY, Mode.CONTINUOUS}, Mode.CONTINUOUS),
     Action.STOP: ({Mode.READY, Mode.SINGLE, Mode.CONTINUOUS}, Mode.READY),

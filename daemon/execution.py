@@ -111,19 +111,19 @@ class Execution:
         with self._changed:
             return self._changed.wait_for(self._wants, wait_s)
 
-    def become(self, mode: Mode) -> None:
-        """Go over to another mode; out of Ready, triggers that wait for their parts are aborted."""
-        with self._changed:
-            if mode is not Mode.READY:
-                self._abort(f"the station went over to {mode}")
-            self._mode = mode
-            self._changed.notify_all()
+    def become(self, mode: Mode, *, abort: bool = False) -> None:
+        """Go over to another mode; out of Ready, triggers that wait for their parts are refused.
 
-    def abort(self) -> None:
-        """Refuse the triggers that wait for their parts, and wait for no acknowledgement any more."""
+        With `abort` they are in any case, and no acknowledgement is waited for any more.
+        """
         with self._changed:
-            self._abort("aborted by command")
-            self._unheard.clear()
+            if abort or mode is not Mode.READY:
+                why = "aborted by command" if abort else f"the station went over to {mode}"
+                for waiting in self._waiting:
+                    waiting.refusal = waiting.refusal or (Reason.ABORTED, why)
+            if abort:
+                self._unheard.clear()
+            self._mode = mode
             self._changed.notify_all()
 
     @contextmanager
@@ -137,7 +137,7 @@ class Execution:
             if len(self._waiting) >= WAITING:
                 raise OverrunError(f"{WAITING} triggers are without a verdict")
             capturing = any(earlier.refusal is None for earlier in self._waiting)
-            unheard = self._acknowledged and self._admitted + len(self._unheard) >= UNACKNOWLEDGED
+            unheard = len(self._unheard) >= UNACKNOWLEDGED
             seq = self._given + self._admitted + len(self._waiting) + 1
             trigger = Trigger(
                 str(ULID.from_datetime(now)), seq, now, asked.trigger_id, asked.part_id, asked.batch_id, asked.meta
@@ -175,6 +175,8 @@ class Execution:
                     break
                 self._waiting.popleft()
                 admitted.append(answer)
+                if self._acknowledged and (refusal is None or refusal[0] is not Reason.TRIGGER_WHILE_BUSY):
+                    self._unheard[mine.trigger.seq] = answer.capture.id
             if not self._waiting:
                 admitted += self._held
                 self._held = []
@@ -196,29 +198,23 @@ class Execution:
             self._admitted -= 1
             self._given += 1
             trigger = item.capture.trigger
-            if trigger is not None:
-                if trigger.seq != self._given:
-                    raise AssertionError(f"{self._station} promised {trigger.seq} to {trigger}, not {self._given}")
-                busy = isinstance(item, Unreadable) and item.cause is Reason.TRIGGER_WHILE_BUSY
-                if self._acknowledged and not busy:
-                    self._unheard[trigger.seq] = item.capture.id
+            if trigger is not None and trigger.seq != self._given:
+                raise AssertionError(f"{self._station} promised {trigger.seq} to {trigger}, not {self._given}")
             return self._given
 
-    def acknowledge(self, seq: int = 0, capture_id: str = "") -> bool:
-        """A result has been heard; False if none of that number or id waits for it."""
+    def waiting(self, seq: int = 0, capture_id: str = "") -> int | None:
+        """The number of the result of that number or id, if it waits to be acknowledged."""
         with self._changed:
-            heard = [one for one, its_id in self._unheard.items() if one == seq or its_id == capture_id]
-            for one in heard:
-                del self._unheard[one]
-            return bool(heard)
+            return next((one for one, its_id in self._unheard.items() if one == seq or its_id == capture_id), None)
+
+    def acknowledge(self, seq: int) -> None:
+        """The result of this number has been heard."""
+        with self._changed:
+            self._unheard.pop(seq, None)
 
     def _wants(self) -> bool:
         capturing = any(one.refusal is None and one.deadline is not None for one in self._waiting)
         return self._mode is Mode.CONTINUOUS or capturing
-
-    def _abort(self, why: str) -> None:
-        for waiting in self._waiting:
-            waiting.refusal = waiting.refusal or (Reason.ABORTED, why)
 
     def _answer(self, trigger: Trigger) -> Frame | Unreadable | None:
         """Take the first part that came since the trigger, with what the trigger says of it."""
@@ -229,7 +225,7 @@ class Execution:
                     item.capture,
                     part_id=trigger.part_id or item.capture.part_id,
                     batch_id=trigger.batch_id or item.capture.batch_id,
-                    meta={**item.capture.meta, **trigger.meta},
+                    meta={**trigger.meta, **item.capture.meta, **trigger.meta},  # of too much the first keys are kept
                     trigger=trigger,
                 )
                 return replace(item, capture=capture)

@@ -63,10 +63,15 @@ class StationHealth:
         if self._late == 1 or self._late % 100 == 0:
             log.warning("the gate is not told of parts that came long ago", station=self.station, so_far=self._late)
 
-    def missed(self) -> None:
-        """A trigger came that gets no verdict."""
-        self.counters.arrived()
-        self.counters.dropped(Drop.MISSED)
+    def dropped(self, cause: Drop) -> None:
+        """A part that was seen, or heard of, gets no verdict."""
+        self.counters.dropped(cause)
+
+    def lost(self, cause: Drop, count: int = 1) -> None:
+        """Parts that never came, which somebody knows of, get no verdict."""
+        for _ in range(count):
+            self.counters.arrived()
+            self.counters.dropped(cause)
 
     def frame_arrived(self, part_id: str, *, seen: bool) -> None:
         """A part was seen, or only heard of. Those of the challenge test are in no figure."""

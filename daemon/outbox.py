@@ -212,8 +212,8 @@ class Outbox:
             self._tell(station, leaf, encode(Gap(*row)), change)
         return True
 
-    def answer(self, answer: Answer, promise: Promise | None = None) -> None:
-        """Store what a command is answered, and what that promises, in one durable commit.
+    def answer(self, answer: Answer, promise: Promise | None = None, recipe: str | None = None) -> None:
+        """Store what a command is answered, what that promises, and the recipe that it prepares, in one durable commit.
 
         Raises:
             OutboxError: nothing was stored.
@@ -230,12 +230,16 @@ class Outbox:
             )
             if promise is not None:
                 self._db.execute("INSERT INTO promise VALUES (?, ?, ?)", (promise.id, promise.station, promise.content))
+            if recipe is not None:
+                self._db.execute("INSERT OR REPLACE INTO recipe VALUES (?, ?)", (answer.station, recipe))
 
-    def answered(self, station: str, cmd_id: str) -> bytes | None:
+    def answered(self, station: str, cmd_id: str, now_ms: int) -> bytes | None:
         """What a command of this id was answered in the last day; None if it is new."""
+        age_ms = 1000 * ANSWERS_KEPT_S
         with self._reading():
             row = self._db.execute(
-                "SELECT payload FROM answer WHERE station = ? AND cmd_id = ?", (station, cmd_id)
+                "SELECT payload FROM answer WHERE station = ? AND cmd_id = ? AND at_ms BETWEEN ? AND ?",
+                (station, cmd_id, now_ms - age_ms, now_ms + age_ms),
             ).fetchone()
         return None if row is None else bytes(row[0])
 
@@ -244,15 +248,6 @@ class Outbox:
         with self._reading():
             rows = self._db.execute("SELECT content FROM promise WHERE station = ? ORDER BY id", (station,)).fetchall()
         return [row[0] for row in rows]
-
-    def prepare(self, station: str, recipe: str) -> None:
-        """Remember which recipe a station has prepared.
-
-        Raises:
-            OutboxError: it was not stored.
-        """
-        with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO recipe VALUES (?, ?)", (station, recipe))
 
     def prepared(self, station: str) -> str | None:
         """The recipe that a station has prepared; None if none ever was."""

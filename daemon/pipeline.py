@@ -5,7 +5,7 @@ acquire ─Frame→ inspect ─Concluded→ record ─→ outbox, source, pictur
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,19 +15,25 @@ from typing import Protocol
 import structlog
 
 from daemon import contract, judgement, overlay
-from daemon.channel import Channel, ClosedError
+from daemon.channel import Channel, ClosedError, Lanes, Overflow
 from daemon.contract import Message, Picture
 from daemon.execution import Execution
 from daemon.health import StationHealth
-from daemon.messages import Capture, Decision, Frame, Latency, Outcome, Reason, Unreadable, Verdict
+from daemon.messages import Decision, Frame, Latency, Outcome, Reason, Unreadable, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
 from daemon.recipes import Recipe, Recipes
 from daemon.regions import Region, Rule, regions, shown
 from daemon.sources.base import TICK_S, Source, SourceUnavailableError
-from detectors.base import DeviceLostError, Image, Prediction
+from daemon.stats import Drop
+from detectors.base import Detector, DeviceLostError, Image, Prediction
 
 RETRY_S = (0.5, 10.0)
+"""Seconds of the first and the longest pause before the disk is tried again."""
+REOPEN_S = (0.5, 2.0)
+"""The same of a source."""
 PICTURE_INTERVAL_S = 0.5
+FRAMES = 4
+"""Images of each station that may wait for the detectors."""
 
 log = structlog.get_logger()
 
@@ -44,7 +50,11 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """All that one station consists of while it runs."""
+    """All that one station consists of while it runs.
+
+    `overflow` is what becomes of parts that nobody triggered and that come faster than they are judged: with EXCEED
+    their pixels are let go of, and they are rejected.
+    """
 
     name: str
     source: Source
@@ -53,6 +63,7 @@ class Station:
     health: StationHealth
     execution: Execution
     actuation_ttl_s: float
+    overflow: Overflow = Overflow.WAIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,44 +76,56 @@ class Concluded:
     prediction: Prediction | None
 
 
-def acquire(station: Station, frames: Channel[Frame | Unreadable], stop: Event) -> None:
+def lanes(stations: Iterable[str]) -> Lanes[Frame | Unreadable]:
+    """What brings frames from the stations to the detectors, a few of each; triggered ones are never dropped."""
+    return Lanes(stations, FRAMES, keeps=lambda item: item.capture.trigger is not None)
+
+
+def acquire(station: Station, frames: Lanes[Frame | Unreadable], stop: Event) -> None:
     """Bring frames in until `stop`; an absent source is waited for, said once, and shown in the state."""
-    retry_s = RETRY_S[0]
-    name = station.name
-    complaint = ""
+    retry_s, complaint = REOPEN_S[0], ""
     while not stop.is_set():
         try:
             try:
-                arriving = station.source.frames(stop, station.execution)
-                station.health.source_is(available=True)
-                for item in arriving:
-                    if item is not None:
-                        retry_s, complaint = RETRY_S[0], ""
+                for item in station.source.frames(stop, station.execution):
+                    station.health.source_is(available=True)
+                    retry_s = REOPEN_S[0]
+                    complaint = complaint if item is None else ""
                     _admit(item, station, frames)
             except SourceUnavailableError as error:
                 station.health.source_is(available=False)
                 station.sink.notify()
                 if str(error) != complaint:
-                    log.warning("source unavailable; waiting for it", station=name, reason=str(error))
+                    log.warning("source unavailable; waiting for it", station=station.name, reason=str(error))
                 complaint = str(error)
                 again_at = time.monotonic() + retry_s
-                retry_s = min(RETRY_S[1], 2 * retry_s)
+                retry_s = min(REOPEN_S[1], 2 * retry_s)
                 while not stop.wait(TICK_S) and time.monotonic() < again_at:
                     _admit(None, station, frames)  # triggers are answered all the same
         except ClosedError:
             return
 
 
-def _admit(item: Frame | Unreadable | None, station: Station, frames: Channel[Frame | Unreadable]) -> None:
+def _admit(item: Frame | Unreadable | None, station: Station, frames: Lanes[Frame | Unreadable]) -> None:
     recipe = station.recipes.current.name
     for admitted in station.execution.admit(item):
         seen = isinstance(admitted, Frame) or admitted.cause in {Reason.DECODE_FAILED, Reason.INCOMPLETE_FRAME}
         station.health.frame_arrived(admitted.capture.part_id, seen=seen)
-        frames.put(replace(admitted, capture=replace(admitted.capture, recipe=recipe)))
+        capture = replace(admitted.capture, recipe=recipe)
+        overflow = Overflow.WAIT if capture.trigger else station.overflow
+        if overflow is not Overflow.EXCEED:
+            going_on = replace(admitted, capture=capture)
+        elif frames.full(station.name):
+            going_on = Unreadable(capture, "parts come faster than they are judged", Reason.QUEUE_OVERRUN)
+        else:
+            going_on, overflow = replace(admitted, capture=capture), Overflow.WAIT
+        if frames.put(station.name, going_on, overflow) is not None:
+            station.execution.lose()
+            station.health.dropped(Drop.QUEUE)
 
 
 def inspect(
-    frames: Channel[Frame | Unreadable],
+    frames: Lanes[Frame | Unreadable],
     stations: Mapping[str, Station],
     concluded: Channel[Concluded],
     batch: int,
@@ -114,41 +137,14 @@ def inspect(
     """
     try:
         for items in frames.batches(batch):
-            for (name, recipe), mine in _sorted(items).items():
-                for concluding in _judge_all(mine, stations[name], stations[name].recipes[recipe]):
-                    concluded.put(concluding)
+            for detector, together in _together(items, stations):
+                for item, judgement in zip(together, _predict(detector, together), strict=True):
+                    concluded.put(_conclude(item, judgement, stations[item.capture.station]))
     except ClosedError:  # the recording stage has ended, and says why itself
         return
     finally:
         frames.close()
         concluded.close()
-
-
-def _sorted(items: Sequence[Frame | Unreadable]) -> dict[tuple[str, str], list[Frame | Unreadable]]:
-    """The items of each station and recipe, in their order."""
-    kinds: dict[tuple[str, str], list[Frame | Unreadable]] = {}
-    for item in items:
-        kinds.setdefault((item.capture.station, item.capture.recipe), []).append(item)
-    return kinds
-
-
-def _judge_all(items: Sequence[Frame | Unreadable], station: Station, recipe: Recipe) -> Iterator[Concluded]:
-    for item, judged, prediction, taken_at, inferred_ms in _judge(items, recipe):
-        part_id = item.capture.part_id
-        decision = recipe.quality.confirm(part_id, judged)
-        verdict = _conclude(item.capture, decision, station.execution.number(item), taken_at, inferred_ms)
-        if _is_timely(verdict, station.actuation_ttl_s):
-            station.sink.actuate(contract.encode_actuation(recipe.identity, verdict, station.actuation_ttl_s))
-        else:
-            station.health.came_too_late()
-        # The gate knows; what takes longer comes after.
-        recipe.quality.conclude(part_id, decision)
-        verdict = replace(
-            verdict,
-            regions=_regions(item, decision, prediction, recipe.rule),
-            challenge=recipe.quality.is_challenge(part_id),
-        )
-        yield Concluded(verdict, recipe, item.image if isinstance(item, Frame) else None, prediction)
 
 
 def record(
@@ -247,41 +243,6 @@ def _is_timely(verdict: Verdict, ttl_s: float) -> bool:
     return (verdict.decided_at - verdict.capture.arrived_at).total_seconds() <= ttl_s
 
 
-_Judged = tuple[Frame | Unreadable, Decision, Prediction | None, float, float]
-
-
-def _judge(items: Sequence[Frame | Unreadable], recipe: Recipe) -> list[_Judged]:
-    """Judge some frames of one recipe together, in their order; where that fails, one by one."""
-    taken_at = time.monotonic()
-    images = [item.image for item in items if isinstance(item, Frame)]
-    failure = ""
-    predictions: list[Prediction] = []
-    try:
-        predictions = recipe.detector.predict(images)
-    except DeviceLostError:
-        raise  # nothing can be judged any more: the process must start afresh
-    except Exception as error:  # noqa: BLE001 -- a part that was seen gets a verdict, whatever is wrong with it
-        if len(items) > 1:
-            return [judged for item in items for judged in _judge([item], recipe)]
-        failure = f"{type(error).__name__}: {error}"[:200]
-        log.warning("the detector failed", station=recipe.identity.station, recipe=recipe.name, reason=failure)
-    inferred_ms = (time.monotonic() - taken_at) * 1000 / max(1, len(images))
-    judged: list[_Judged] = []
-    upcoming = iter(predictions)
-    for item in items:
-        prediction = None
-        if isinstance(item, Unreadable):
-            decision = judgement.refuse(item.cause, item.reason, recipe.calibration)
-        elif failure:
-            decision = judgement.refuse(Reason.MODEL_ERROR, failure, recipe.calibration)
-        else:
-            prediction = next(upcoming)
-            decision = judgement.judge(prediction, recipe.calibration)
-            prediction = None if decision.score is None else prediction
-        judged.append((item, decision, prediction, taken_at, inferred_ms))
-    return judged
-
-
 def _regions(
     item: Frame | Unreadable, decision: Decision, prediction: Prediction | None, rule: Rule
 ) -> tuple[Region, ...]:
@@ -291,11 +252,87 @@ def _regions(
     return tuple(regions(prediction.anomaly_map, decision.threshold, item.image.shape, rule))
 
 
-def _conclude(capture: Capture, decision: Decision, seq: int, taken_at: float, inferred_ms: float) -> Verdict:
-    queue_ms = (taken_at - capture.seen_at) * 1000
+def _together(
+    items: Sequence[Frame | Unreadable], stations: Mapping[str, Station]
+) -> list[tuple[Detector, list[Frame | Unreadable]]]:
+    """What one detector can judge at once, whatever the stations; parts of one station stay in their order."""
+    groups: list[tuple[Detector, list[Frame | Unreadable]]] = []
+    first: dict[str, int] = {}  # the earliest group that a station's next part may join
+    for item in items:
+        name = item.capture.station
+        detector = stations[name].recipes[item.capture.recipe].detector
+        candidates = range(first.get(name, 0), len(groups))
+        place = next((place for place in candidates if groups[place][0] is detector), len(groups))
+        if place == len(groups):
+            groups.append((detector, []))
+        groups[place][1].append(item)
+        first[name] = place
+    return groups
+
+
+@dataclass(frozen=True, slots=True)
+class _Predicted:
+    """What a detector made of one item; with neither a prediction nor a failure there was no image."""
+
+    prediction: Prediction | None
+    failure: str
+    taken_at: float
+    inferred_ms: float
+
+
+def _predict(detector: Detector, items: Sequence[Frame | Unreadable]) -> list[_Predicted]:
+    """Predict some frames together; where that fails, one by one."""
+    taken_at = time.monotonic()
+    images = [item.image for item in items if isinstance(item, Frame)]
+    failure = ""
+    predictions: list[Prediction] = []
+    try:
+        predictions = detector.predict(images)
+    except DeviceLostError:
+        raise  # nothing can be judged any more: the process must start afresh
+    except Exception as error:  # noqa: BLE001 -- a part that was seen gets a verdict, whatever is wrong with it
+        if len(items) > 1:
+            return [predicted for item in items for predicted in _predict(detector, [item])]
+        failure = f"{type(error).__name__}: {error}"[:200]
+        log.warning("the detector failed", station=items[0].capture.station, reason=failure)
+    inferred_ms = (time.monotonic() - taken_at) * 1000 / max(1, len(images))
+    upcoming = iter(predictions)
+    return [
+        _Predicted(next(upcoming, None) if isinstance(item, Frame) else None, failure, taken_at, inferred_ms)
+        for item in items
+    ]
+
+
+def _conclude(item: Frame | Unreadable, predicted: _Predicted, station: Station) -> Concluded:
+    """Decide, number, and tell the reject gate at once."""
+    capture, recipe, prediction = item.capture, station.recipes[item.capture.recipe], predicted.prediction
+    if isinstance(item, Unreadable):
+        judged = judgement.refuse(item.cause, item.reason, recipe.calibration)
+    elif prediction is None:
+        judged = judgement.refuse(Reason.MODEL_ERROR, predicted.failure, recipe.calibration)
+    else:
+        judged = judgement.judge(prediction, recipe.calibration)
+    decision = recipe.quality.confirm(capture.part_id, judged)
     decided_at = datetime.now(UTC)
-    total_ms = (decided_at - capture.captured_at).total_seconds() * 1000
-    return Verdict(seq, capture, decision, decided_at, Latency(queue_ms, inferred_ms, total_ms))
+    latency = Latency(
+        queue=(predicted.taken_at - capture.seen_at) * 1000,
+        infer=predicted.inferred_ms,
+        total=(decided_at - capture.captured_at).total_seconds() * 1000,
+    )
+    verdict = Verdict(station.execution.number(item), capture, decision, decided_at, latency)
+    if _is_timely(verdict, station.actuation_ttl_s):
+        station.sink.actuate(contract.encode_actuation(recipe.identity, verdict, station.actuation_ttl_s))
+    else:
+        station.health.came_too_late()
+    # The gate knows; what takes longer comes after.
+    recipe.quality.conclude(capture.part_id, decision)
+    measured = None if judged.score is None else prediction
+    verdict = replace(
+        verdict,
+        regions=_regions(item, decision, measured, recipe.rule),
+        challenge=recipe.quality.is_challenge(capture.part_id),
+    )
+    return Concluded(verdict, recipe, item.image if isinstance(item, Frame) else None, measured)
 
 
 def _entry(item: Concluded) -> Entry:

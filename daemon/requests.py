@@ -25,10 +25,11 @@ REQUEST, TRIGGER, RESPONSE = "cmd/request", "cmd/trigger", "cmd/response"
 REQUEST_LIMIT = 1024
 """Bytes."""
 ID_LIMIT = 64
-"""Characters of an id."""
+"""Bytes that an id takes in JSON: a longer one would come back cut, and be nobody's."""
 CORRELATION_LIMIT = 256
 """Bytes; what the common soft PLCs send."""
 
+_IDS = ("cmd_id", "trigger_id", "part_id", "batch_id")
 _MESSAGE = 384
 _ANSWER_EXPIRY_S = 60
 
@@ -78,12 +79,16 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that is understood. Of `args` those are there that the action knows and that were given."""
+    """A request that is understood. Of `args` those are there that the action knows and that were given.
+
+    After `expires_ms`, milliseconds since 1970 UTC, it is not to be obeyed; None: whenever it comes.
+    """
 
     cmd_id: str
     action: Action
     args: Mapping[str, Any] = field(default_factory=dict)
     user: str = ""
+    expires_ms: int | None = None
 
 
 class RefusedError(Exception):
@@ -96,11 +101,11 @@ class RefusedError(Exception):
         self.action = action
 
 
-def parse(received: Received, now: datetime) -> Request:
-    """Understand a message on a command's topic, at a time in UTC.
+def parse(received: Received) -> Request:
+    """Understand a message on a command's topic.
 
     Raises:
-        RefusedError: it is retained, too late, or no request that is known.
+        RefusedError: it is retained, or no request that is known.
     """
     schema = "trigger" if received.topic.endswith(f"/{TRIGGER}") else "command"
     content = _object(received.payload)
@@ -117,9 +122,10 @@ def parse(received: Received, now: datetime) -> Request:
     args = content if schema == "trigger" else content.get("args", {})
     if len(encode(args.get("meta", {}))) > META_LIMIT:
         raise RefusedError(Code.BAD_ARGS, f"meta: takes more than {META_LIMIT} bytes", *named)
-    if content.get("expires_ms", epoch_ms(now)) < epoch_ms(now):
-        raise RefusedError(Code.EXPIRED, "it came after its expires_ms; compare the clocks of both machines", *named)
-    return Request(content["cmd_id"], Action(named[1]), args, content.get("user", ""))
+    for key in _IDS:
+        if _said(said := {**args, **content}, key) != said.get(key, ""):
+            raise RefusedError(Code.BAD_ARGS, f"{key}: takes more than {ID_LIMIT} bytes", *named)
+    return Request(content["cmd_id"], Action(named[1]), args, content.get("user", ""), content.get("expires_ms"))
 
 
 def encode_response(
@@ -161,7 +167,9 @@ def response(identity: Identity, received: Received, payload: bytes) -> Message:
         )
     if received.correlation is not None and len(received.correlation) > CORRELATION_LIMIT:
         raise RefusedError(Code.BAD_ARGS, f"correlation data of more than {CORRELATION_LIMIT} bytes")
-    return Message(topic, payload, expires_s=_ANSWER_EXPIRY_S, correlation=received.correlation)
+    # Elsewhere a broker may not let us write, and to refuse what must be acknowledged costs the connection.
+    qos = 1 if topic.startswith(identity.topic("")) else 0
+    return Message(topic, payload, qos, expires_s=_ANSWER_EXPIRY_S, correlation=received.correlation)
 
 
 def pack(trigger: Trigger) -> bytes:

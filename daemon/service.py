@@ -32,13 +32,15 @@ from daemon.build import (
     build_detector,
     build_rule,
     build_source,
+    overflow_of,
+    place_of,
 )
 from daemon.channel import Channel, Overflow
 from daemon.contract import TOPICS, Identity, Message, Picture, Quality, StationState, encode_state
 from daemon.control import Control
 from daemon.execution import Execution, Mode
 from daemon.health import StationHealth
-from daemon.messages import Frame, Outcome, Trigger, Unreadable
+from daemon.messages import Outcome, Trigger
 from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
@@ -100,7 +102,7 @@ class _Life:
     def live(self) -> None:
         """Start back to front, wait, stop front to back."""
         settings, stations, outbox = self._settings, self._stations, self._outbox
-        frames: Channel[Frame | Unreadable] = Channel(4, Overflow.WAIT)
+        frames = pipeline.lanes(stations)
         concluded: Channel[Concluded] = Channel(8, Overflow.WAIT)  # each holds its image
         pictures: Channel[Concluded] = Channel(4, Overflow.DROP_OLDEST)
         drained = Event()
@@ -212,8 +214,9 @@ class _Life:
             actuation_ttl_s=mqtt.actuation_ttl_s,
             replay_rate=mqtt.replay_rate,
         )
-        source = build_source(station, outbox)
-        return Station(name, source, recipes, sink, health, execution, mqtt.actuation_ttl_s)
+        source = build_source(station, self._settings.state_dir, outbox, health.lost)
+        overflow = overflow_of(station.source)
+        return Station(name, source, recipes, sink, health, execution, mqtt.actuation_ttl_s, overflow)
 
     def _build_recipe(self, station: StationSettings, index: int, recipe: RecipeSettings) -> Recipe:
         settings = self._settings
@@ -268,7 +271,7 @@ class _Life:
         return Birth(
             version=version("inspectd"),
             source_kind=station.source.type,
-            source_place=str(station.source.path),
+            source_place=place_of(station.source),
             actuation_ttl_ms=int(mqtt.actuation_ttl_s * 1000),
             max_packet_bytes=mqtt.max_packet_bytes,
             config_sha256=hashlib.sha256(self._settings.model_dump_json().encode()).hexdigest(),

@@ -29,6 +29,7 @@ class Drop(StrEnum):
     QUEUE = "queue"
     INCOMPLETE = "incomplete"
     MISSED = "missed"
+    DUPLICATE = "duplicate"
 
 
 @dataclass(frozen=True, slots=True)

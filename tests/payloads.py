@@ -116,7 +116,7 @@ BIRTH = Birth(
 STATS = Stats(
     since=AT - timedelta(hours=9),
     outcomes={Outcome.PASS: 6990, Outcome.FAIL: 7, Outcome.UNCERTAIN: 2, Outcome.ERROR: 1},
-    dropped={Drop.QUEUE: 3, Drop.INCOMPLETE: 0, Drop.MISSED: 1},
+    dropped={Drop.QUEUE: 3, Drop.INCOMPLETE: 0, Drop.MISSED: 1, Drop.DUPLICATE: 0},
     pending=2,
     too_late=4,
     rate_per_min=13.0,

@@ -173,7 +173,7 @@ def live(folder: Path, broker: Broker, parts: int) -> float:
         for thread in line.threads:
             thread.start()
         for number in range(parts):
-            line.frames.put(Frame(capture(number), image))
+            line.frames.put(cam.name, Frame(capture(number), image))
         line.frames.close()
         line.join()
         wait_for(ear, parts)

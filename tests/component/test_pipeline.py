@@ -15,7 +15,7 @@ import pytest
 from calibration.calibration import Calibration, Provenance, fit
 from daemon import contract, pipeline
 from daemon.challenge import Challenge, ChallengeSet
-from daemon.channel import Channel, Overflow
+from daemon.channel import Channel, Lanes, Overflow
 from daemon.contract import Identity, Message
 from daemon.execution import Execution, Mode
 from daemon.health import StationHealth
@@ -146,7 +146,7 @@ class Line:
     def __init__(self, outbox: Outbox, *stations: Station, batch: int = 4) -> None:
         self.outbox = outbox
         self.stations = {s.name: s for s in stations}
-        self.frames: Channel[Frame | Unreadable] = Channel(100, Overflow.WAIT)
+        self.frames: Lanes[Frame | Unreadable] = Lanes(self.stations, 100)
         self.pictures: Channel[Concluded] = Channel(100, Overflow.DROP_OLDEST)
         self.stop = Event()
         self.failures: list[BaseException] = []
@@ -166,7 +166,7 @@ class Line:
     def run(self, *items: Frame | Unreadable) -> list[Concluded]:
         """Put items before the stages start, so that they meet in batches; give what was concluded."""
         for item in items:
-            self.frames.put(item)
+            self.frames.put(item.capture.station, item)
         self.frames.close()
         for thread in self.threads:
             thread.start()
@@ -240,7 +240,7 @@ def test_a_full_disk_holds_the_line_shows_in_the_state_and_loses_nothing(tmp_pat
     cam.health.source_is(available=True)
     line = Line(outbox, cam)
     for n in range(3):
-        line.frames.put(Frame(capture(n), GOOD))
+        line.frames.put("cam1", Frame(capture(n), GOOD))
     for thread in line.threads:
         thread.start()
     eventually(lambda: cam.health.state(0).state == "Error", "the state Error")

@@ -49,7 +49,7 @@ def test_every_birth_is_plain_whole_and_small(identity: Identity, birth: Birth, 
     payload = announcements.encode_birth(identity, birth, at).payload
     content = parse(payload)
     assert len(payload) <= 4096
-    lists = {"topics": [], "commands": [], "recipes": []}
+    lists: dict[str, list[object]] = {"topics": [], "commands": [], "recipes": []}
     assert shape(content | lists) == shape(parse(PAYLOADS["birth.json"]()) | lists)
     assert content["recipes"] == list(birth.recipes)[: len(content["recipes"])]
     assert content["recipe_count"] == len(birth.recipes)

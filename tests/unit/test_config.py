@@ -11,7 +11,18 @@ from pydantic import ValidationError
 
 import config
 from config.load import ConfigError, load, read_password
-from config.schema import Challenge, FolderSource, Mqtt, Recipe, Regions, Tls, clean_name, options
+from config.schema import (
+    Challenge,
+    FolderSource,
+    GenicamSource,
+    Mqtt,
+    Recipe,
+    Regions,
+    Tls,
+    VideoSource,
+    clean_name,
+    options,
+)
 
 SAMPLE = Path(config.__file__).parent / "inspectd.toml"
 MASKS = ("roi", "ignore")
@@ -50,6 +61,12 @@ def file(tmp_path: Path) -> Path:
     file.parent.mkdir()
     file.write_text(SMALLEST)
     return file
+
+
+def folder_of(station: Station) -> Path:
+    """Where a station's files come from."""
+    assert isinstance(station.source, FolderSource)
+    return station.source.path
 
 
 def faults(file: Path, content: str | bytes | None = None, environ: dict[str, str] | None = None) -> list[str]:
@@ -119,17 +136,17 @@ def test_relative_paths_start_at_the_folder_of_the_file(file: Path, tmp_path: Pa
     settings = load(file, {})
     assert settings.state_dir == tmp_path / "line1" / "state"
     assert settings.stations[0].model == tmp_path / "line1" / "models" / "screw"
-    assert settings.stations[0].source.path == tmp_path / "line1" / "incoming"
+    assert folder_of(settings.stations[0]) == tmp_path / "line1" / "incoming"
 
 
 def test_absolute_paths_stay_as_they_are(file: Path) -> None:
     file.write_text(replaced('"incoming"', '"/srv/incoming"'))
-    assert load(file, {}).stations[0].source.path == Path("/srv/incoming")
+    assert folder_of(load(file, {}).stations[0]) == Path("/srv/incoming")
 
 
 def test_a_relative_name_of_the_file_gives_absolute_paths() -> None:
     settings = load(Path(os.path.relpath(SAMPLE)), {})
-    assert settings.stations[0].source.path.is_absolute()
+    assert folder_of(settings.stations[0]).is_absolute()
 
 
 def test_settings_cannot_be_changed(file: Path) -> None:
@@ -364,7 +381,7 @@ def test_broken_toml_at_the_end_of_the_file_says_so(file: Path) -> None:
         ("\n[mqtt]", "settle_ms = 3\n[mqtt]", "settle_ms", "which belongs under [station.source]?"),
         ("[mqtt]", "[mqtt]\nzzz = 1", "mqtt.zzz", "Take it away; known here: host, port,"),
         ("[[station]]", "[[stations]]", "stations", 'Did you mean "station"?'),
-        ('"folder"', '"folder"\nfolder = 1', 'station[0].source.folder ("cam1")', "known here: type, path,"),
+        ('"folder"', '"folder"\nzzz = 1', 'station[0].source.zzz ("cam1")', "known here: type, path,"),
         ("\n[mqtt]", 'node = "edge 7"\n[mqtt]', "node", '"edge 7" is not a name. Use 1 to 32 letters, digits'),
         (
             "\n[mqtt]",
@@ -578,7 +595,7 @@ def test_a_station_on_another_stations_subfolder_is_refused(file: Path, subfolde
 
 def test_a_station_on_any_other_subfolder_is_valid(file: Path) -> None:
     file.write_text(SMALLEST + replaced("incoming2", "incoming/cam2", SECOND_STATION))
-    assert load(file, {}).stations[1].source.path == file.parent / "incoming" / "cam2"
+    assert folder_of(load(file, {}).stations[1]) == file.parent / "incoming" / "cam2"
 
 
 def test_all_faults_are_told_at_once(file: Path) -> None:
@@ -610,7 +627,10 @@ def test_stations_that_clash_are_told_beside_other_faults(file: Path) -> None:
 def test_the_sample_is_valid_as_shipped() -> None:
     settings = load(SAMPLE, {})
     assert settings.mqtt.host == "127.0.0.1"
-    assert settings.stations[0].source.path == SAMPLE.parent / "incoming"
+    assert folder_of(settings.stations[0]) == SAMPLE.parent / "incoming"
+
+
+PATTERN = ("part_id_pattern",)
 
 
 def test_the_sample_shows_the_defaults(file: Path) -> None:
@@ -619,8 +639,12 @@ def test_the_sample_shows_the_defaults(file: Path) -> None:
     file.write_text("\n".join(lines))
     shipped = load(file, {}).model_dump()
     shown = [line.removeprefix("# ") if OPTION.fullmatch(line) or HEADING.fullmatch(line) else line for line in lines]
-    recipe = shown.index("[[station.recipe]]")
-    file.write_text("\n".join(shown[:recipe]))
+    recipe, (_, genicam, video) = (
+        shown.index("[[station.recipe]]"),
+        [number for number, line in enumerate(shown) if line == "[station.source]"],
+    )
+    after = shown.index("[station.regions]") - 1
+    file.write_text("\n".join(shown[:genicam] + shown[after:recipe]))
     uncommented = load(file, {}).model_dump()
     examples = [
         (uncommented.pop("node"), shipped.pop("node")),
@@ -629,12 +653,23 @@ def test_the_sample_shows_the_defaults(file: Path) -> None:
         (tls := uncommented["mqtt"].pop("tls"), shipped["mqtt"].pop("tls")),
         *[(uncommented["stations"][0]["regions"].pop(n), shipped["stations"][0]["regions"].pop(n)) for n in MASKS],
         (uncommented["stations"][0].pop("calibration"), shipped["stations"][0].pop("calibration")),
+        *[(uncommented["stations"][0]["source"].pop(n), shipped["stations"][0]["source"].pop(n)) for n in PATTERN],
         (challenge := uncommented["stations"][0].pop("challenge"), shipped["stations"][0].pop("challenge")),
     ]
     assert all(example != default for example, default in examples)
     assert uncommented == shipped
     assert tls == Tls(**{key: tls[key] for key in ("ca_file", "certificate_file", "key_file")}).model_dump()
     assert challenge == Challenge(**{key: challenge[key] for key in ("name", "good", "bad")}).model_dump()
+    before = lines[: lines.index("[station.source]")]
+    file.write_text("\n".join(before + shown[genicam:video]))
+    camera = load(file, {}).stations[0].source
+    assert camera == GenicamSource(
+        type="genicam", camera="192.168.0.10", features={"ExposureTime": 5000.0, "Gain": 0.0}
+    )
+    file.write_text("\n".join(before + shown[video:after]))
+    recorded = load(file, {}).stations[0].source
+    asked = {"width": 1280, "height": 1024, "fps": 30.0, "fourcc": "MJPG"}
+    assert recorded == VideoSource.model_validate({"type": "video", "place": "/dev/video0", "live": True, **asked})
     file.write_text("\n".join([line for line in lines if not line.startswith("model = ")] + shown[recipe:]))
     (own,) = load(file, {}).stations[0].own_recipes
     at = file.parent
@@ -704,7 +739,8 @@ def test_the_sample_comments_out_what_has_a_default_and_nothing_else() -> None:
     shown = {
         option[2] for line in SAMPLE.read_text().splitlines() if (option := OPTION.fullmatch(line)) and not option[1]
     }
-    assert shown == {*required, "model"} - {"mqtt", "station", "source"}  # or recipes, which it shows as well
+    # Recipes and other kinds of sources are shown as well.
+    assert shown == {*required, "model"} - {"mqtt", "station", "source", "camera", "place"}
 
 
 def test_every_number_has_bounds() -> None:
@@ -720,4 +756,6 @@ def test_the_options_are_those_of_the_settings() -> None:
     assert {"node", "mqtt", "mqtt.port", "station", "station.name", "station.source", "station.source.path"} <= set(
         keys
     )
-    assert len(keys) == len(set(keys))
+    kinds = [key for key in keys if not key.startswith("station.source")]
+    assert len(kinds) == len(set(kinds))
+    assert keys.count("station.source") == 3

@@ -58,7 +58,7 @@ def test_every_verdict_is_plain_whole_and_small_whatever_the_texts(identity: Ide
     assert len(content["regions"]) <= 8
     assert content["region_count"] == len(verdict.regions)
     assert content["neg_log10_p"] == -1.0 or 0.0 <= content["neg_log10_p"] <= 6.0
-    plants_own = {"regions": [], "meta": {}}
+    plants_own: dict[str, object] = {"regions": [], "meta": {}}
     assert shape(content | plants_own) == shape(parse(PAYLOADS["verdict_pass.json"]()))
     said = verdict.capture.meta
     assert list(content["meta"]) == list(said)[: len(content["meta"])]

@@ -16,6 +16,7 @@ from daemon.announcements import EventKind
 from daemon.challenge import ChallengeStatus
 from daemon.cli import app
 from daemon.messages import Outcome, Reason
+from daemon.requests import REQUEST, TRIGGER, Action, Code, Received, parse
 
 ROOT = Path(__file__).parents[2]
 MQTT = (ROOT / "docs/mqtt.md").read_text()
@@ -24,10 +25,12 @@ GOLDEN = {path.stem: json.loads(path.read_text()) for path in (ROOT / "tests/gol
 
 
 def keys(content: object) -> set[str]:
-    """Every key, however deep."""
+    """Every key of ours, however deep."""
     if isinstance(content, list):
         return set().union(*map(keys, content))
-    return set(content).union(*map(keys, content.values())) if isinstance(content, dict) else set()
+    if not isinstance(content, dict):
+        return set()
+    return set(content).union(*(keys(value) for key, value in content.items() if key != "meta"))
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
@@ -51,7 +54,7 @@ def test_every_outcome_and_every_reason_is_listed_with_its_number() -> None:
 
 def test_every_state_that_a_station_can_say_is_listed() -> None:
     for state, number in contract.STATES.items():
-        assert f"{state} {number}" in MQTT
+        assert f"| `{state}` | {number} |" in MQTT
 
 
 def test_every_drift_and_every_result_of_a_challenge_test_is_listed_with_what_to_do() -> None:
@@ -80,6 +83,24 @@ def test_every_alarm_is_listed_with_its_priority_and_its_delays() -> None:
 def test_every_kind_of_event_is_listed() -> None:
     _, _, table = MQTT.partition("| `kind` | what happened |")
     assert re.findall(r"^\| `(\w+)` \|", table.partition("\n\n")[0], re.MULTILINE) == [kind.value for kind in EventKind]
+
+
+def test_every_command_and_every_code_is_listed() -> None:
+    _, _, table = MQTT.partition("| `action` | `args` |")
+    assert re.findall(r"^\| `(\w+)` \|", table.partition("\n\n")[0], re.MULTILINE) == [
+        action.value for action in Action
+    ]
+    _, _, table = MQTT.partition("| `code` | `result` |")
+    listed = re.findall(r"^\| (\d+) \| `(\w+)` \|", table.partition("\n\n")[0], re.MULTILINE)
+    assert [(int(number), name) for number, name in listed] == [(code.value, code.name) for code in Code]
+
+
+def test_every_command_of_the_page_is_one() -> None:
+    shown = [json.loads(line) for line in re.findall(r"`(\{\"cmd_id\":.*?\})`", MQTT)]
+    assert [
+        parse(Received(f"B/{leaf}", json.dumps(request).encode())).action
+        for leaf, request in zip((REQUEST, TRIGGER), shown, strict=True)
+    ] == [Action.PREPARE_RECIPE, Action.TRIGGER]
 
 
 def test_the_smallest_configuration_of_the_readme_is_one(tmp_path: Path) -> None:
