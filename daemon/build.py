@@ -15,9 +15,9 @@ from config.credentials import read_credentials
 from config.load import ConfigError
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.channel import Overflow
+from daemon.link import Broker, DeliveryError
 from daemon.outbox import Outbox
 from daemon.regions import PLAIN, RegionDetector, Rule, load_mask
-from daemon.sinks.link import Broker, DeliveryError
 from daemon.sources.base import Source
 from daemon.sources.folder import FolderSource, Order
 from daemon.sources.genicam import GenicamSource, Incomplete

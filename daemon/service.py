@@ -40,13 +40,13 @@ from daemon.contract import TOPICS, Identity, Message, Picture, Quality, Station
 from daemon.control import Control
 from daemon.execution import Execution, Mode
 from daemon.health import StationHealth
+from daemon.link import Broker
 from daemon.messages import Outcome, Trigger
 from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
 from daemon.recipes import Recipe, Recipes
 from daemon.requests import Action, unpack
-from daemon.sinks.link import Broker
 from daemon.sinks.mqtt import PictureSink, StationSink
 from detectors.devices import batch_size
 

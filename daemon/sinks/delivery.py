@@ -14,8 +14,8 @@ from ulid import ULID
 from daemon import contract
 from daemon.announcements import Event, EventKind, encode_event
 from daemon.contract import Identity, Message
+from daemon.link import DeliveryError, Link
 from daemon.outbox import Entry, Gap, Note, Outbox, OutboxError
-from daemon.sinks.link import DeliveryError, Link
 
 LAST_INTERVAL_S = 0.2
 GAP_INTERVAL_S = 10.0

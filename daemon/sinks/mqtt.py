@@ -12,10 +12,10 @@ from paho.mqtt.client import MQTTMessageInfo
 
 from daemon import contract
 from daemon.contract import Identity, Message
+from daemon.link import GOODBYE_S, Broker, DeliveryError, Link
 from daemon.outbox import Outbox, OutboxError
 from daemon.requests import REQUEST, TRIGGER, Received
 from daemon.sinks.delivery import Board, Carried, Delivery
-from daemon.sinks.link import GOODBYE_S, Broker, DeliveryError, Link
 
 BACKLOG = 4
 """Pictures that may wait for the socket."""

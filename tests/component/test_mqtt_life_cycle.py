@@ -23,12 +23,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from config.load import ConfigError, load
-from daemon import contract
+from daemon import contract, link
 from daemon.build import build_broker
+from daemon.link import DeliveryError, Link
 from daemon.messages import Outcome
 from daemon.outbox import Entry
-from daemon.sinks import link
-from daemon.sinks.link import DeliveryError, Link
 from daemon.sinks.mqtt import PictureSink
 from daemon.sources.folder import FolderSource
 from tests.brokers import DEADLINE_S, HOST, PUBACK, ROOT, Broker, Cable, Subscriber, eventually, free_port

@@ -17,10 +17,10 @@ from structlog.testing import capture_logs
 from config.credentials import read_credentials, read_tls
 from config.load import ConfigError, load
 from config.schema import Mqtt, Tls
+from daemon import link
 from daemon.build import build_broker
 from daemon.contract import Message
-from daemon.sinks import link
-from daemon.sinks.link import DeliveryError, Link
+from daemon.link import DeliveryError, Link
 from daemon.sinks.mqtt import PictureSink
 from tests.brokers import (
     DEADLINE_S,

@@ -23,14 +23,13 @@ from structlog.testing import capture_logs
 
 from calibration.calibration import Provenance, fit
 from calibration.drift import Reading
-from daemon import contract
+from daemon import contract, link
 from daemon.boards import quality_board, state_board
 from daemon.challenge import ChallengeStatus
 from daemon.contract import Identity, Message, Picture, Quality, StationState
+from daemon.link import DeliveryError, Link
 from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
-from daemon.sinks import link
-from daemon.sinks.link import DeliveryError, Link
 from daemon.sinks.mqtt import Obey, PictureSink, StationSink
 from tests.brokers import (
     DEADLINE_S,
@@ -255,7 +254,7 @@ def test_a_station_that_is_killed_is_reported_lost_by_the_broker(
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from daemon.sinks.link import Broker\n"
+        "from daemon.link import Broker\n"
         "from tests.component.test_mqtt_sink import Station\n"
         "Station(Path(sys.argv[1]), Broker('127.0.0.1', int(sys.argv[2]), sys.argv[3]))\n"
         "time.sleep(60)\n"

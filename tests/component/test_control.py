@@ -1,0 +1,701 @@
+"""A station that obeys over a real broker: a folder, a small detector, all its threads, and a PLC that is not ours."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from ulid import ULID
+
+from calibration.calibration import Provenance, fit
+from daemon import boards, link, pipeline
+from daemon.announcements import Birth, EventKind, encode_event
+from daemon.announcements import Event as Noted
+from daemon.challenge import Challenge, ChallengeSet
+from daemon.channel import Channel, Overflow
+from daemon.contract import Identity, Message, encode_state
+from daemon.control import Control
+from daemon.execution import UNACKNOWLEDGED, Execution, Mode
+from daemon.health import StationHealth
+from daemon.messages import Capture, Frame, Unreadable
+from daemon.outbox import Answer, Outbox, OutboxError, Promise
+from daemon.pipeline import Concluded, Station
+from daemon.quality import StationQuality
+from daemon.recipes import Recipe, Recipes
+from daemon.requests import REQUEST, REQUEST_LIMIT, RESPONSE, TRIGGER, Received, unpack
+from daemon.sinks.mqtt import StationSink
+from daemon.sources.base import ALWAYS, Demand
+from daemon.sources.folder import FolderSource
+from detectors.base import Image
+from detectors.template import TemplateDetector
+from tests.brokers import DEADLINE_S, HOST, Broker
+
+GOOD = np.full((8, 8, 3), 100, np.uint8)
+BAD = np.full((8, 8, 3), 200, np.uint8)
+LIKE = {"plates": GOOD, "rings": BAD}
+"""What a good part of each recipe looks like."""
+B = "inspectd/top"
+FOR_EVER = 3600.0
+QUIET_S = 0.3
+
+
+class FullDisk(Outbox):
+    """An outbox whose disk has no room for answers."""
+
+    full = True
+
+    def answer(self, answer: Answer, promise: Promise | None = None, recipe: str | None = None) -> None:
+        if self.full:
+            raise OutboxError("disk full")
+        super().answer(answer, promise, recipe)
+
+
+class Cell:
+    """One station with all that `service` gives it but a configuration."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mode: Mode = Mode.READY,
+        timeout_s: float = FOR_EVER,
+        acknowledged: bool = False,
+        outbox: Outbox | None = None,
+        tested: bool = False,
+    ) -> None:
+        self.incoming = folder / "incoming"
+        self.incoming.mkdir(exist_ok=True)
+        self.outbox = outbox or Outbox(folder / "outbox.sqlite3")
+        self.recipes = Recipes(
+            [_recipe(index, name, folder, tested=tested) for index, name in enumerate(LIKE, 1)],
+            self.outbox.prepared("top"),
+        )
+        last_seq = self.outbox.last_seq("top")
+        self.execution = Execution(
+            "top",
+            mode,
+            last_seq,
+            timeout_s=timeout_s,
+            acknowledged=acknowledged,
+            aborted=[unpack(content) for content in self.outbox.promises("top")],
+        )
+        self.health = StationHealth("top", last_seq, self.recipes, self.execution)
+        self.health.source_is(available=True)
+        self.control = Control(
+            self.identity, self.execution, self.recipes, self.health, self.outbox, partial(self._note)
+        )
+
+    @property
+    def identity(self) -> Identity:
+        return self.recipes.current.identity
+
+    def drop(self, name: str, image: Image = GOOD) -> None:
+        """A part comes: its file appears whole."""
+        hidden = self.incoming / f".{name}"
+        hidden.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+        hidden.rename(self.incoming / f"{name}.png")
+
+    def waiting(self) -> list[str]:
+        """Parts that nobody has touched."""
+        return sorted(file.stem for file in self.incoming.glob("*.png"))
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        return [json.loads(entry.payload) for entry in self.outbox.entries("top", 0, 1000)]
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(note.payload) for note in self.outbox.notes("top", 0, 1000)]
+
+    def ask(self, content: object, leaf: str = REQUEST, **more: Any) -> dict[str, Any]:
+        """What a command is answered, without a broker."""
+        return dict(json.loads(self.answer(content, leaf, **more).payload))
+
+    def answer(self, content: object, leaf: str = REQUEST, **more: Any) -> Message:
+        sent: list[Message] = []
+        payload = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.control.obey(Received(f"{B}/{leaf}", payload, **more), sent.append)
+        (answer,) = sent
+        return answer
+
+    def do(self, action: str, cmd_id: str = "", **args: Any) -> dict[str, Any]:
+        return self.ask({"cmd_id": cmd_id or str(ULID()), "action": action, "args": args})
+
+    @contextmanager
+    def running(self, broker: link.Broker) -> Iterator[None]:
+        """All threads at work."""
+        stop, drained = Event(), Event()
+        sink = StationSink(
+            lambda: broker,
+            self.identity,
+            self.outbox,
+            halted=lambda: encode_state(self.identity, self.health.state(0), datetime.now(UTC)),
+            boards=[
+                boards.birth_board(lambda: self.identity, Birth("1", "folder", "", 1, 1, "", (), tuple(LIKE), ())),
+                boards.state_board(lambda: self.identity, lambda: self.health.state(0)),
+                boards.quality_board(self.identity, lambda: self.health.quality.report()),
+                boards.alarms_board(self.identity, self.health.alarms.active),
+            ],
+            obey=self.control.obey,
+            actuation_ttl_s=DEADLINE_S,
+            backoff_s=(0.02, 0.1),
+        )
+        source = FolderSource("top", self.incoming, concluded=self.outbox.concluded, settle_ms=20)
+        station = Station("top", source, self.recipes, sink, self.health, self.execution, DEADLINE_S)
+        frames = pipeline.lanes(["top"])
+        concluded: Channel[Concluded] = Channel(8, Overflow.WAIT)
+        pictures: Channel[Concluded] = Channel(1, Overflow.DROP_OLDEST)
+        failures: list[BaseException] = []
+
+        def guarded(stage: Callable[[], None]) -> None:
+            try:
+                stage()
+            except BaseException as failure:  # noqa: BLE001 -- what the service would end for
+                failures.append(failure)
+
+        stages: list[Callable[[], None]] = [
+            lambda: pipeline.acquire(station, frames, stop),
+            lambda: pipeline.inspect(frames, {"top": station}, concluded, 8),
+            lambda: pipeline.record(concluded, {"top": station}, self.outbox, pictures, stop),
+            lambda: sink.run(drained, DEADLINE_S),
+        ]
+        threads = [Thread(target=guarded, args=(stage,)) for stage in stages]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            threads[0].join(DEADLINE_S)
+            frames.close()
+            for thread in threads[1:3]:
+                thread.join(DEADLINE_S)
+            drained.set()
+            sink.notify()
+            threads[3].join(DEADLINE_S)
+            assert not [thread for thread in threads if thread.is_alive()]
+            assert failures == []
+
+    def _note(self, kind: EventKind, subject: str, detail: str) -> None:
+        at = datetime.now(UTC)
+        self.outbox.tell(
+            "top", "event", encode_event(self.identity, Noted(str(ULID()), kind, subject, detail, at)).payload
+        )
+
+
+def _recipe(index: int, name: str, folder: Path, *, tested: bool) -> Recipe:
+    detector = TemplateDetector(LIKE[name])
+    made = Provenance(detector.fingerprint, "d", datetime.now(UTC))
+    calibration = fit([1.0, 2.0, 3.0], alpha=0.3, provenance=made)
+    fingerprint, carried = detector.fingerprint, calibration.alpha_carried
+    identity = Identity("inspectd", "edge", "top", "b001", "m", fingerprint, calibration.id, carried, name, index)
+    parts = ChallengeSet("box", frozenset({"g"}), frozenset({"b"}), timedelta(hours=8), timedelta(minutes=30))
+    challenge = Challenge(parts, f"top.{name}", folder, holds_station=False) if tested else None
+    return Recipe(identity, detector, calibration, StationQuality("top", calibration, challenge))
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> Iterator[Callable[..., Cell]]:
+    """Stations, one after the other, that end with the test."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> Cell:
+            made = Cell(tmp_path, **options)
+            stack.callback(made.outbox.close)
+            return made
+
+        yield make
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A message as the PLC got it."""
+
+    topic: str
+    payload: bytes
+    correlation: bytes | None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return dict(json.loads(self.payload))
+
+
+class Plc:
+    """A plain paho client that hears everything."""
+
+    def __init__(self, broker: Broker, *, five: bool = True) -> None:
+        version = MQTTProtocolVersion.MQTTv5 if five else MQTTProtocolVersion.MQTTv311
+        self._client = Client(CallbackAPIVersion.VERSION2, protocol=version, reconnect_on_failure=False)
+        self._changed = threading.Condition()
+        self._subscribed = False
+        self.heard: list[Heard] = []
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_message = self._on_message
+        self._client.connect(HOST, broker.port)
+        self._client.loop_start()
+        self._client.subscribe("#", 1)
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._subscribed, DEADLINE_S)
+        self.wait(lambda: self.of("status"), "the station to be online")
+
+    def of(self, leaf: str) -> list[dict[str, Any]]:
+        return [heard.content for heard in self.heard if heard.topic == f"{B}/{leaf}"]
+
+    def wait(self, condition: Callable[[], Any], what: str) -> None:
+        with self._changed:
+            held = self._changed.wait_for(condition, DEADLINE_S)
+        assert held, f"still waiting for {what}; heard {[(heard.topic, heard.payload) for heard in self.heard[-9:]]}"
+
+    def publish(
+        self,
+        content: object,
+        leaf: str = REQUEST,
+        *,
+        retain: bool = False,
+        reply_to: str | None = None,
+        correlation: bytes | None = None,
+    ) -> None:
+        properties = None
+        if reply_to is not None:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho's
+            properties.ResponseTopic = reply_to
+        if correlation is not None:
+            assert properties is not None
+            properties.CorrelationData = correlation
+        payload = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self._client.publish(f"{B}/{leaf}", payload, 1, retain, properties)
+
+    def ask(self, content: object, leaf: str = REQUEST, **more: Any) -> dict[str, Any]:
+        """The next answer on the station's own topic."""
+        before = len(self.of(RESPONSE))
+        self.publish(content, leaf, **more)
+        self.wait(lambda: len(self.of(RESPONSE)) > before, "an answer")
+        return self.of(RESPONSE)[before]
+
+    def wait_for_verdicts(self, count: int) -> list[dict[str, Any]]:
+        self.wait(lambda: len(self.of("verdict")) >= count, f"{count} verdicts")
+        return self.of("verdict")
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _on_subscribe(self, *_: object) -> None:
+        with self._changed:
+            self._subscribed = True
+            self._changed.notify_all()
+
+    def _on_message(self, _: Client, __: object, message: MQTTMessage) -> None:
+        correlation = getattr(message.properties, "CorrelationData", None)
+        with self._changed:
+            self.heard.append(Heard(message.topic, bytes(message.payload), correlation))
+            self._changed.notify_all()
+
+
+@contextmanager
+def talking(cell: Cell, broker: Broker) -> Iterator[Plc]:
+    """A running station and the PLC that is connected to it."""
+    with ExitStack() as stack:
+        stack.enter_context(cell.running(settings(broker)))
+        plc = Plc(broker, five=broker.five)
+        stack.callback(plc.close)
+        yield plc
+
+
+def settings(broker: Broker) -> link.Broker:
+    return link.Broker(HOST, broker.port, protocol="auto" if broker.five else "3.1.1")
+
+
+def trigger(cmd_id: str, **more: Any) -> dict[str, Any]:
+    return {"cmd_id": cmd_id, **more}
+
+
+# The handshake
+
+
+def test_a_trigger_is_accepted_with_the_number_that_its_messages_then_carry(
+    broker: Broker, cell: Callable[..., Cell]
+) -> None:
+    made = cell()
+    with talking(made, broker) as plc:
+        said = {"trigger_id": "T-1", "part_id": "SN-1", "batch_id": "B-1", "meta": {"cavity": 3, "oven": "north"}}
+        accepted = plc.ask(trigger("c1", **said), TRIGGER)
+        assert (accepted["code"], accepted["result"], accepted["seq"]) == (1, "ACCEPTED", 1)
+        assert (accepted["cmd_id"], accepted["action"], accepted["station"]) == ("c1", "trigger", "top")
+        made.drop("file1")
+        (verdict,) = plc.wait_for_verdicts(1)
+        slow = plc.ask({"cmd_id": "c2", "action": "trigger", "args": {"part_id": "SN-2"}})
+        made.drop("file2", BAD)
+        second = plc.wait_for_verdicts(2)[1]
+        plc.wait(lambda: len(plc.of("plc")) == 2, "both messages to the gate")
+    assert {key: verdict[key] for key in said} == said
+    assert (verdict["seq"], verdict["verdict"], verdict["result_state"]) == (1, "PASS", 1)
+    assert verdict["source"].endswith("file1.png")
+    assert (slow["seq"], second["seq"], second["verdict"]) == (2, 2, "FAIL")
+    assert (second["trigger_id"], second["part_id"]) == ("c2", "SN-2")
+    gate = [(told["s"], told["tr"], told["p"], told["r"]) for told in plc.of("plc")]
+    assert gate == [(1, "T-1", "SN-1", False), (2, "c2", "SN-2", True)]
+    leaves = [heard.topic.removeprefix(f"{B}/") for heard in plc.heard]
+    assert leaves.index(RESPONSE) < leaves.index("plc")
+
+
+def test_a_command_that_comes_again_is_answered_by_the_same_bytes_and_obeyed_once_over_a_restart_too(
+    broker: Broker, cell: Callable[..., Cell]
+) -> None:
+    made = cell()
+    late = int(time.time() * 1000) + 500
+    asked = [
+        ({"cmd_id": "c1", "part_id": "SN-1", "expires_ms": late}, TRIGGER),
+        ({"cmd_id": "c2", "action": "prepare_recipe", "args": {"recipe": "rings"}}, REQUEST),
+        ({"cmd_id": "c3", "action": "prepare_recipe", "args": {"recipe": "cubes"}}, REQUEST),
+    ]
+    with talking(made, broker) as plc:
+        plc.ask(*asked[0])
+        plc.ask(*asked[0])
+        made.drop("one")
+        plc.wait_for_verdicts(1)
+        for content, leaf in asked:
+            plc.ask(content, leaf)
+        first = answers(plc)
+    assert first["c1"][0] == first["c1"][1] == first["c1"][2]
+    Event().wait(max(0.0, late / 1000 - time.time()))
+    again = cell()
+    assert again.recipes.current.name == "rings"
+    with talking(again, broker) as plc:
+        for content, leaf in asked:
+            plc.ask(content, leaf)
+        repeated = answers(plc)
+        again.drop("nobody's")
+        state = plc.ask({"cmd_id": "s", "action": "get_state"})
+    assert {cmd_id: repeated[cmd_id][0] for cmd_id in first} == {cmd_id: said[0] for cmd_id, said in first.items()}
+    assert state["state"] == "Ready"
+    assert again.outbox.last_seq("top") == 1
+    assert [event["subject"] for event in again.events()] == []
+    assert again.waiting() == ["nobody's"]
+
+
+def answers(plc: Plc) -> dict[str, list[bytes]]:
+    """What each command was answered, in order."""
+    found: dict[str, list[bytes]] = {}
+    for heard in plc.heard:
+        if heard.topic == f"{B}/{RESPONSE}":
+            found.setdefault(heard.content["cmd_id"], []).append(heard.payload)
+    return found
+
+
+def test_an_answer_goes_where_mqtt_5_says_with_its_correlation_data_and_never_where_stations_speak(
+    mosquitto: Callable[..., Broker], cell: Callable[..., Cell]
+) -> None:
+    with talking(cell(), mosquitto()) as plc:
+        state = {"cmd_id": "s", "action": "get_state"}
+        plc.publish(state, reply_to="plc7/answers", correlation=b"\x00\xff")
+        plc.wait(lambda: [heard for heard in plc.heard if heard.topic == "plc7/answers"], "the answer")
+        (answer,) = [heard for heard in plc.heard if heard.topic == "plc7/answers"]
+        assert answer.correlation == b"\x00\xff"
+        assert (answer.content["cmd_id"], answer.content["code"]) == ("s", 0)
+        assert plc.of(RESPONSE) == []
+        for topic in (f"{B}/verdict", f"{B}/plc", "inspectd/side/cmd/response", f"{B}/{TRIGGER}"):
+            before = len(plc.heard)
+            refused = plc.ask({"cmd_id": topic, "action": "halt"}, reply_to=topic)
+            assert (refused["cmd_id"], refused["code"], refused["state"]) == (topic, 13, "Ready")
+            assert topic not in [heard.topic for heard in plc.heard[before:] if heard.topic != f"{B}/{RESPONSE}"]
+        assert plc.ask(state, reply_to="plc7/x", correlation=bytes(257))["code"] == 13
+
+
+def test_an_answer_that_the_broker_does_not_let_through_costs_the_station_nothing(
+    tmp_path: Path, mosquitto: Callable[..., Broker], cell: Callable[..., Cell]
+) -> None:
+    rights = tmp_path / "acl"
+    rights.write_text("topic readwrite inspectd/#\ntopic read #\n")
+    rights.chmod(0o600)
+    made = cell()
+    with talking(made, mosquitto(f"acl_file {rights}")) as plc:
+        for n in range(3):
+            plc.publish({"cmd_id": str(n), "action": "get_state"}, reply_to="plc7/answers")
+        assert plc.ask(trigger("c1"), TRIGGER)["code"] == 1
+        made.drop("one")
+        plc.wait_for_verdicts(1)
+        assert [status["reason"] for status in plc.of("status")] == ["running"]
+
+
+def test_a_retained_command_is_refused_and_never_obeyed(
+    mosquitto: Callable[..., Broker], cell: Callable[..., Cell]
+) -> None:
+    broker, made = mosquitto(), cell()
+    with talking(made, broker) as plc:
+        assert plc.ask({"cmd_id": "r1", "action": "halt"}, retain=True)["code"] == 17
+        assert plc.ask(trigger("r2"), TRIGGER, retain=True)["code"] == 17
+    again = cell()
+    with talking(again, broker) as plc:
+        plc.wait(lambda: len(plc.of(RESPONSE)) == 2, "the refusals at the next connection")
+        assert sorted((answer["cmd_id"], answer["code"]) for answer in plc.of(RESPONSE)) == [("r1", 17), ("r2", 17)]
+        assert plc.ask({"cmd_id": "s", "action": "get_state"})["state"] == "Ready"
+    assert again.verdicts() == again.events() == []
+
+
+GARBAGE = [
+    b"",
+    b"\x00\x01\xff",
+    b"[" * 1024,
+    b"{" * 20_000,
+    b'{"cmd_id":"1","action":"stop"}'.ljust(REQUEST_LIMIT + 1),
+    b'{"cmd_id":"\\ud800","action":"stop"}',
+    b'{"cmd_id":"1","action":"trigger","args":{"meta":{"a":1e999}}}',
+    b'{"cmd_id":"1","action":"ack_result","args":{"seq":%s}}' % (b"9" * 500),
+    b'{"cmd_id":"1","action":"trigger","args":{"meta":%s}}' % (b"[" * 480 + b"]" * 480),
+    b"null",
+]
+
+
+@pytest.mark.parametrize("leaf", [REQUEST, TRIGGER])
+def test_whatever_comes_is_answered_and_the_station_goes_on(
+    broker: Broker, cell: Callable[..., Cell], leaf: str
+) -> None:
+    made = cell()
+    with talking(made, broker) as plc:
+        for payload in GARBAGE:
+            assert plc.ask(payload, leaf)["code"] == 13, payload
+        assert plc.ask({"cmd_id": "1", "action": "fly"}, leaf)["code"] == 12
+        assert plc.ask({"cmd_id": "1", "action": "trigger", "expires_ms": 1}, leaf)["code"] == 16
+        assert plc.ask({"cmd_id": "1", "action": "trigger"}, leaf)["seq"] == 1
+        made.drop("one")
+        assert plc.wait_for_verdicts(1)[0]["trigger_id"] == "1"
+
+
+# Triggers that get no part
+
+
+def test_a_trigger_without_a_part_has_its_verdict_in_time_also_while_there_is_no_folder(
+    mosquitto: Callable[..., Broker], cell: Callable[..., Cell]
+) -> None:
+    made = cell(timeout_s=0.2)
+    with talking(made, mosquitto()) as plc:
+        assert plc.ask(trigger("c1", part_id="SN-1"), TRIGGER)["seq"] == 1
+        plc.wait_for_verdicts(1)
+        for room in made.incoming.iterdir():
+            room.rmdir()
+        made.incoming.rmdir()
+        plc.wait(lambda: plc.of("state")[-1]["camera"] == "offline", "the station to miss its folder")
+        assert plc.ask(trigger("c2", meta={"a": 1}), TRIGGER)["seq"] == 2
+        first, second = plc.wait_for_verdicts(2)
+        plc.wait(lambda: len(plc.of("plc")) == 2, "the messages to the gate")
+    assert (first["verdict"], first["reason_code"], first["result_state"]) == ("ERROR", 300, 4)
+    assert (first["seq"], first["trigger_id"], first["part_id"], first["reject"]) == (1, "c1", "SN-1", True)
+    assert (second["seq"], second["reason_code"], second["meta"]) == (2, 300, {"a": 1})
+    assert [(gate["s"], gate["tr"], gate["r"]) for gate in plc.of("plc")] == [(1, "c1", True), (2, "c2", True)]
+
+
+def test_a_trigger_that_comes_while_another_waits_is_busy_and_has_its_own_verdict(
+    mosquitto: Callable[..., Broker], cell: Callable[..., Cell]
+) -> None:
+    made = cell()
+    with talking(made, mosquitto()) as plc:
+        made.drop("before")
+        Event().wait(QUIET_S)
+        assert made.waiting() == ["before"]
+        first, second = plc.ask(trigger("c1"), TRIGGER), plc.ask(trigger("c2", part_id="SN-2"), TRIGGER)
+        assert (first["code"], second["code"], first["seq"], second["seq"]) == (1, 10, 1, 2)
+        assert second["state"] == "SingleExecution"
+        made.drop("mine")
+        told = plc.wait_for_verdicts(3)
+    assert [(v["seq"], v["trigger_id"], v["part_id"], v["reason_code"]) for v in told] == [
+        (1, "c1", "mine", 0),
+        (2, "c2", "SN-2", 302),
+        (3, "", "before", 0),
+    ]
+
+
+def test_a_restart_aborts_what_it_had_accepted_with_the_number_that_it_had_promised(
+    mosquitto: Callable[..., Broker], cell: Callable[..., Cell]
+) -> None:
+    broker, made = mosquitto(), cell()
+    with talking(made, broker) as plc:
+        assert plc.ask(trigger("c1", part_id="SN-1"), TRIGGER)["seq"] == 1
+        assert plc.ask(trigger("c2"), TRIGGER)["seq"] == 2
+    assert made.verdicts() == []
+    again = cell()
+    with talking(again, broker) as plc:
+        told = plc.wait_for_verdicts(2)
+        assert plc.ask(trigger("c1", part_id="SN-1"), TRIGGER)["seq"] == 1
+        assert plc.ask(trigger("c3"), TRIGGER)["seq"] == 3
+        again.drop("three")
+        third = plc.wait_for_verdicts(3)[2]
+    assert [(v["seq"], v["trigger_id"], v["reason_code"], v["result_state"]) for v in told] == [
+        (1, "c1", 305, 3),
+        (2, "c2", 305, 3),
+    ]
+    assert (third["seq"], third["trigger_id"], third["verdict"]) == (3, "c3", "PASS")
+    assert again.outbox.promises("top") == []
+
+
+def test_eight_results_without_acknowledgement_are_enough_until_one_is_acknowledged(
+    mosquitto: Callable[..., Broker], cell: Callable[..., Cell]
+) -> None:
+    made = cell(acknowledged=True)
+    with talking(made, mosquitto()) as plc:
+        for n in range(UNACKNOWLEDGED):
+            assert plc.ask(trigger(f"c{n}"), TRIGGER)["code"] == 1
+            made.drop(f"part{n}")
+            plc.wait_for_verdicts(n + 1)
+        plc.wait(lambda: plc.of("state")[-1]["ready"] is False, "the station not to be ready")
+        refused = plc.ask(trigger("over"), TRIGGER)
+        assert (refused["code"], refused["seq"]) == (10, UNACKNOWLEDGED + 1)
+        assert plc.wait_for_verdicts(9)[8]["reason_code"] == 302
+        assert plc.ask({"cmd_id": "a0", "action": "ack_result", "args": {"seq": 9}})["code"] == 14
+        assert plc.ask({"cmd_id": "a1", "action": "ack_result", "args": {"seq": 3}})["code"] == 0
+        assert plc.ask({"cmd_id": "a2", "action": "ack_result", "args": {"seq": 3}})["code"] == 14
+        assert (
+            plc.ask({"cmd_id": "a3", "action": "ack_result", "args": {"id": plc.of("verdict")[0]["id"]}})["code"] == 0
+        )
+        plc.wait(lambda: plc.of("state")[-1]["ready"] is True, "the station to be ready")
+        assert plc.ask({"cmd_id": "g", "action": "republish"})["code"] == 0
+        plc.wait(lambda: plc.of("state")[-1]["unacknowledged"] == 6, "the count")
+        assert plc.ask(trigger("next"), TRIGGER)["code"] == 1
+
+
+# Modes
+
+
+def test_a_station_that_was_stopped_leaves_the_files_alone_until_it_is_started(
+    broker: Broker, cell: Callable[..., Cell]
+) -> None:
+    made = cell(mode=Mode.CONTINUOUS)
+    with talking(made, broker) as plc:
+        made.drop("one")
+        plc.wait_for_verdicts(1)
+        refused = plc.ask(trigger("c1"), TRIGGER)
+        assert (refused["code"], refused["seq"], refused["state"]) == (11, 0, "ContinuousExecution")
+        assert plc.ask({"cmd_id": "c2", "action": "stop", "user": "m.weber"})["state"] == "Ready"
+        made.drop("two")
+        made.drop("three")
+        Event().wait(QUIET_S)
+        assert made.waiting() == ["three", "two"]
+        assert plc.ask({"cmd_id": "c3", "action": "start"})["state"] == "ContinuousExecution"
+        told = plc.wait_for_verdicts(3)
+        plc.wait(lambda: len(plc.of("event")) == 2, "the events")
+    assert [v["seq"] for v in told] == [1, 2, 3]
+    assert {v["trigger_id"] for v in told} == {""}
+    events = [(event["kind"], event["subject"], event["detail"]) for event in plc.of("event")]
+    assert events == [("command", "stop", "DONE by m.weber"), ("command", "start", "DONE")]
+
+
+READY, SINGLE, CONTINUOUS, HALTED = Mode.READY, Mode.SINGLE, Mode.CONTINUOUS, Mode.HALTED
+TABLE: dict[str, dict[Mode, Mode | None]] = {
+    "start": {READY: CONTINUOUS, CONTINUOUS: CONTINUOUS, SINGLE: None, HALTED: None},
+    "stop": {READY: READY, CONTINUOUS: READY, SINGLE: SINGLE, HALTED: None},
+    "abort": {READY: READY, CONTINUOUS: READY, SINGLE: READY, HALTED: None},
+    "halt": {READY: HALTED, CONTINUOUS: HALTED, SINGLE: HALTED, HALTED: HALTED},
+    "reset": {READY: READY, CONTINUOUS: None, SINGLE: None, HALTED: READY},
+}
+
+
+@pytest.mark.parametrize("action", TABLE)
+@pytest.mark.parametrize("mode", [READY, SINGLE, CONTINUOUS, HALTED])
+def test_each_command_leads_from_mode_to_mode_as_opc_40100_has_it(
+    cell: Callable[..., Cell], action: str, mode: Mode
+) -> None:
+    made = cell(mode=READY if mode is SINGLE else mode)
+    if mode is SINGLE:
+        made.do("trigger")
+    to = TABLE[action][mode]
+    answer = made.do(action)
+    assert (answer["code"], answer["state"]) == ((0, to.value) if to else (11, mode.value))
+    ended = made.execution.admit(None)
+    aborted = [item.reason for item in ended if isinstance(item, Unreadable)]
+    assert bool(aborted) == (mode is SINGLE and action in {"abort", "halt"})
+    assert made.execution.mode is (to or mode)
+
+
+@pytest.mark.parametrize("mode", [CONTINUOUS, HALTED])
+def test_a_trigger_in_the_wrong_state_is_promised_nothing_and_told_the_way_out(
+    cell: Callable[..., Cell], mode: Mode
+) -> None:
+    made = cell(mode=mode)
+    refused = made.do("trigger")
+    assert (refused["code"], refused["seq"], refused["state"]) == (11, 0, mode.value)
+    way_out = "reset" if mode is HALTED else "stop"
+    assert way_out in refused["message"]
+    assert made.do(way_out)["code"] == 0
+    assert made.do("trigger")["code"] == 1
+
+
+# Recipes
+
+
+def test_another_recipe_is_for_the_parts_that_come_from_then_on_and_outlives_a_restart(
+    mosquitto: Callable[..., Broker], cell: Callable[..., Cell]
+) -> None:
+    broker, made = mosquitto(), cell()
+    with talking(made, broker) as plc:
+        for n, (recipe, image) in enumerate([("plates", GOOD), ("rings", BAD), ("plates", BAD)]):
+            assert plc.ask({"cmd_id": f"p{n}", "action": "prepare_recipe", "args": {"recipe": recipe}})["code"] == 0
+            plc.ask(trigger(f"t{n}"), TRIGGER)
+            busy = plc.ask({"cmd_id": f"b{n}", "action": "prepare_recipe", "args": {"index": 2}})
+            assert busy["code"] == 10
+            made.drop(f"part{n}", image)
+            plc.wait_for_verdicts(n + 1)
+        unknown = plc.ask({"cmd_id": "u", "action": "prepare_recipe", "args": {"index": 3}})
+        assert (unknown["code"], "rings" in unknown["message"]) == (14, True)
+        assert plc.ask({"cmd_id": "last", "action": "prepare_recipe", "args": {"index": 2}})["message"] == "2 rings"
+        plc.wait(lambda: plc.of("state")[-1]["recipe"] == "rings", "the state to say so")
+        plc.wait(lambda: plc.of("birth")[-1]["recipe_index"] == 2, "the birth to say so")
+    assert [(v["recipe"], v["verdict"]) for v in plc.of("verdict")] == [
+        ("plates", "PASS"),
+        ("rings", "PASS"),
+        ("plates", "FAIL"),
+    ]
+    assert cell().recipes.current.name == "rings"
+
+
+class Belt:
+    """A source that does what the test tells it, in the thread that acquires."""
+
+    def __init__(self, steps: Sequence[Callable[[], Frame | None]]) -> None:
+        self._steps = steps
+
+    def frames(self, stop: Event, demand: Demand = ALWAYS) -> Iterator[Frame | Unreadable | None]:  # noqa: ARG002 -- the protocol's signature
+        for step in self._steps:
+            yield step()
+        stop.set()
+
+    def settle(self, capture: Capture, failure: str | None) -> bool:  # noqa: ARG002 -- the protocol's signature
+        return True
+
+
+class Deaf:
+    def actuate(self, message: Message) -> None:
+        pass
+
+    def notify(self) -> None:
+        pass
+
+
+def conveyed(
+    cell: Cell, *steps: Callable[[], Frame | None], overflow: Overflow = Overflow.WAIT
+) -> list[dict[str, Any]]:
+    """The verdicts on what a source gives, all of which is on its way before the first is judged."""
+    station = Station("top", Belt(steps), cell.recipes, Deaf(), cell.health, cell.execution, 5.0, overflow)
+    frames = pipeline.lanes(["top"])
+    concluded: Channel[Concluded] = Channel(100, Overflow.WAIT)
+    pictures: Channel[Concluded] = Channel(1, Overflow.DROP_OLDEST)
+    acquiring = Thread(target=pipeline.acquire, args=(station, frames, Event_after(len(steps))))
+    acquiring.start()
+    acquiring.join(QUIET_S)
+    closing = Thread(target=lambda: (acquiring.join(), frames.close()))
+    closing.start()
+    pipeline.inspect(frames, {"top": station}, concluded, 8)
+    pipeline.record(concluded, {"top": station}, cell.outbox, pictures, Event())
+    closing.join()
+    return cell.verdicts()
