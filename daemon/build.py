@@ -55,9 +55,24 @@ def build_source(station: schema.Station, state_dir: Path, outbox: Outbox, lost:
                 skip_duplicates=source.skip_duplicates,
                 duplicate=lambda: lost(Drop.DUPLICATE, 1),
             )
-        case schema.GenicamSource() as source:
+        case schema.GenicamSource() | schema.VideoSource() as source:
+            return build_camera(station.name, source, lost)
+        case _ as unknown:
+            assert_never(unknown)
+
+
+def build_camera(
+    station: str, source: schema.GenicamSource | schema.VideoSource, lost: Callable[[Drop, int], None]
+) -> Source:
+    """The camera or video that a station looks through.
+
+    Raises:
+        ConfigError: options of the source do not go together.
+    """
+    match source:
+        case schema.GenicamSource():
             return GenicamSource(
-                station.name,
+                station,
                 source.camera,
                 lost=lost,
                 trigger=Exposure(source.trigger),
@@ -66,10 +81,10 @@ def build_source(station: schema.Station, state_dir: Path, outbox: Outbox, lost:
                 incomplete=Incomplete(source.incomplete),
                 stall_s=source.stall_s,
             )
-        case schema.VideoSource() as source:
+        case schema.VideoSource():
             try:
                 return VideoSource(
-                    station.name,
+                    station,
                     source.place,
                     lost=lost,
                     live=source.live,
@@ -81,7 +96,7 @@ def build_source(station: schema.Station, state_dir: Path, outbox: Outbox, lost:
                     transport=source.transport,
                 )
             except ValueError as error:
-                raise ConfigError(f"station {station.name}: [station.source]: {error}") from error
+                raise ConfigError(f"station {station}: [station.source]: {error}") from error
         case _ as unknown:
             assert_never(unknown)
 

@@ -19,11 +19,12 @@ from config.credentials import read_credentials
 from config.load import ConfigError, load
 from config.schema import FolderSource, GenicamSource, Mqtt, Recipe, Settings, Station, is_loopback
 from daemon import logs
-from daemon.desk import calibrating, commands
+from daemon.desk import calibrating, commands, sources
 from daemon.desk.dataset import DatasetError
 from daemon.images import UndecodableError
 from daemon.outbox import OutboxError
 from daemon.regions import MaskError
+from daemon.sources.base import SourceUnavailableError
 from daemon.terminal import EXIT_CONFIG, EXIT_FAILED, err, out
 from detectors.base import ArtifactError
 
@@ -45,6 +46,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(calibrating.calibrations, name="calibrations")
+app.add_typer(sources.app, name="sources")
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file.")]
 
@@ -60,7 +62,7 @@ def main() -> NoReturn:
         _leave("interrupted", 130)
     except (ConfigError, ArtifactError, CalibrationError, MaskError) as error:
         _leave(str(error), EXIT_CONFIG)
-    except (DatasetError, UndecodableError, OutboxError, OSError) as error:
+    except (DatasetError, UndecodableError, OutboxError, SourceUnavailableError, OSError) as error:
         _leave(str(error), EXIT_FAILED)
     except Exception as error:
         if not hasattr(error, "exit_code"):
@@ -85,7 +87,6 @@ def run(config: ConfigOption) -> None:
 def check(config: ConfigOption) -> None:
     """Try everything `run` needs but the broker and the camera; exit status 78 if something is wrong."""
     from daemon.build import place_of
-    from daemon.sources.base import SourceUnavailableError
 
     settings = load(config)
     faults: list[str] = []

@@ -90,6 +90,7 @@ class Execution:
         self._timeout_s = timeout_s
         self._acknowledged = acknowledged
         self._waiting = deque(Reservation(trigger, (Reason.ABORTED, _AGES_AGO), 0.0) for trigger in aborted)
+        self._promised = last_seq + len(aborted)
         self._held: list[Frame | Unreadable] = []
         self._admitted = 0
         self._unheard: dict[int, str] = {}
@@ -152,6 +153,7 @@ class Execution:
                 self._waiting.remove(mine)
             raise
         with self._changed:
+            self._promised = seq
             mine.deadline = time.monotonic() + self._timeout_s
             self._changed.notify_all()
 
@@ -183,8 +185,14 @@ class Execution:
             self._admitted += len(admitted)
             return admitted
 
+    @contextmanager
+    def losing(self) -> Iterator[bool]:
+        """Whether an admitted part may be let go of now: no promised number counts it, and within none is promised."""
+        with self._changed:
+            yield not self._waiting and self._promised <= self._given
+
     def lose(self) -> None:
-        """An admitted part that nobody triggered was let go of without a verdict."""
+        """An admitted part that nobody triggered was let go of without a verdict, while `losing`."""
         with self._changed:
             self._admitted -= 1
 

@@ -29,8 +29,8 @@ from detectors.base import Detector, DeviceLostError, Image, Prediction
 
 RETRY_S = (0.5, 10.0)
 """Seconds of the first and the longest pause before the disk is tried again."""
-REOPEN_S = (0.5, 2.0)
-"""The same of a source."""
+REOPEN_S = 1.0
+"""Seconds from one attempt to open a source to the next."""
 PICTURE_INTERVAL_S = 0.5
 FRAMES = 4
 """Images of each station that may wait for the detectors."""
@@ -83,13 +83,12 @@ def lanes(stations: Iterable[str]) -> Lanes[Frame | Unreadable]:
 
 def acquire(station: Station, frames: Lanes[Frame | Unreadable], stop: Event) -> None:
     """Bring frames in until `stop`; an absent source is waited for, said once, and shown in the state."""
-    retry_s, complaint = REOPEN_S[0], ""
+    complaint = ""
     while not stop.is_set():
         try:
             try:
                 for item in station.source.frames(stop, station.execution):
                     station.health.source_is(available=True)
-                    retry_s = REOPEN_S[0]
                     complaint = complaint if item is None else ""
                     _admit(item, station, frames)
             except SourceUnavailableError as error:
@@ -98,8 +97,7 @@ def acquire(station: Station, frames: Lanes[Frame | Unreadable], stop: Event) ->
                 if str(error) != complaint:
                     log.warning("source unavailable; waiting for it", station=station.name, reason=str(error))
                 complaint = str(error)
-                again_at = time.monotonic() + retry_s
-                retry_s = min(REOPEN_S[1], 2 * retry_s)
+                again_at = time.monotonic() + REOPEN_S
                 while not stop.wait(TICK_S) and time.monotonic() < again_at:
                     _admit(None, station, frames)  # triggers are answered all the same
         except ClosedError:
@@ -119,9 +117,20 @@ def _admit(item: Frame | Unreadable | None, station: Station, frames: Lanes[Fram
             going_on = Unreadable(capture, "parts come faster than they are judged", Reason.QUEUE_OVERRUN)
         else:
             going_on, overflow = replace(admitted, capture=capture), Overflow.WAIT
-        if frames.put(station.name, going_on, overflow) is not None:
-            station.execution.lose()
-            station.health.dropped(Drop.QUEUE)
+        _put(going_on, station, frames, overflow)
+
+
+def _put(item: Frame | Unreadable, station: Station, frames: Lanes[Frame | Unreadable], overflow: Overflow) -> None:
+    """Hand over a part; an older one gives way to it only as long as no promised number counts that one."""
+    if overflow is Overflow.DROP_OLDEST:
+        with station.execution.losing() as may:
+            if may:  # then the lane holds nothing that must be kept, and this does not wait
+                if frames.put(station.name, item, overflow) is not None:
+                    station.execution.lose()
+                    station.health.dropped(Drop.QUEUE)
+                return
+        overflow = Overflow.WAIT
+    frames.put(station.name, item, overflow)
 
 
 def inspect(

@@ -60,6 +60,7 @@ class StationSink:
         self._ttl_s = actuation_ttl_s
         self._replay_rate = replay_rate
         self._backoff_s = backoff_s
+        self._asked = tuple(identity.topic(leaf) for leaf in (REQUEST, TRIGGER))
         self._carried = Carried()
         self._link: Link | None = None
         self._gate: list[tuple[MQTTMessageInfo, float]] = []
@@ -145,8 +146,8 @@ class StationSink:
 
     def _deliver(self, delivery: Delivery, stop: Event, drain_s: float) -> None:
         """Use one connection until it is lost (DeliveryError) or the work is done."""
-        for leaf in (REQUEST, TRIGGER):
-            delivery.link.subscribe(self._identity.topic(leaf))
+        for topic in self._asked:
+            delivery.link.subscribe(topic)
         delivery.show(self._boards)
         delivery.link.publish(self._status(online=True, reason="running"))
         try:
@@ -176,7 +177,8 @@ class StationSink:
                 topic=topic,
             )
         for received in delivery.link.take_received():
-            self._answer(received, delivery)
+            if received.topic in self._asked:  # amqtt has been seen to deliver what others subscribed to
+                self._answer(received, delivery)
 
     def _answer(self, received: Received, delivery: Delivery) -> None:
         def send(message: Message) -> None:

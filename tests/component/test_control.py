@@ -32,14 +32,15 @@ from daemon.control import Control
 from daemon.execution import UNACKNOWLEDGED, Execution, Mode
 from daemon.health import StationHealth
 from daemon.messages import Capture, Frame, Unreadable
-from daemon.outbox import Answer, Outbox, OutboxError, Promise
+from daemon.outbox import ANSWERS_KEPT_S, Answer, Outbox, OutboxError, Promise
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
 from daemon.recipes import Recipe, Recipes
-from daemon.requests import REQUEST, REQUEST_LIMIT, RESPONSE, TRIGGER, Received, unpack
+from daemon.requests import REQUEST, REQUEST_LIMIT, RESPONSE, TRIGGER, Action, Code, Received, unpack
 from daemon.sinks.mqtt import StationSink
 from daemon.sources.base import ALWAYS, Demand
 from daemon.sources.folder import FolderSource
+from daemon.stats import Drop
 from detectors.base import Image
 from detectors.template import TemplateDetector
 from tests.brokers import DEADLINE_S, HOST, Broker
@@ -95,9 +96,7 @@ class Cell:
         )
         self.health = StationHealth("top", last_seq, self.recipes, self.execution)
         self.health.source_is(available=True)
-        self.control = Control(
-            self.identity, self.execution, self.recipes, self.health, self.outbox, partial(self._note)
-        )
+        self.control = Control(self.identity, self.execution, self.recipes, self.health, self.outbox, self._note)
 
     @property
     def identity(self) -> Identity:
@@ -145,14 +144,14 @@ class Cell:
             boards=[
                 boards.birth_board(lambda: self.identity, Birth("1", "folder", "", 1, 1, "", (), tuple(LIKE), ())),
                 boards.state_board(lambda: self.identity, lambda: self.health.state(0)),
-                boards.quality_board(self.identity, lambda: self.health.quality.report()),
+                boards.quality_board(self.identity, self.health.quality.report),
                 boards.alarms_board(self.identity, self.health.alarms.active),
             ],
             obey=self.control.obey,
             actuation_ttl_s=DEADLINE_S,
             backoff_s=(0.02, 0.1),
         )
-        source = FolderSource("top", self.incoming, concluded=self.outbox.concluded, settle_ms=20)
+        source = FolderSource("top", self.incoming, concluded=self.outbox.concluded, settle_ms=20, rescan_s=0.2)
         station = Station("top", source, self.recipes, sink, self.health, self.execution, DEADLINE_S)
         frames = pipeline.lanes(["top"])
         concluded: Channel[Concluded] = Channel(8, Overflow.WAIT)
@@ -284,9 +283,12 @@ class Plc:
         self.wait(lambda: len(self.of(RESPONSE)) > before, "an answer")
         return self.of(RESPONSE)[before]
 
+    def wait_for(self, leaf: str, count: int) -> list[dict[str, Any]]:
+        self.wait(lambda: len(self.of(leaf)) >= count, f"{count} of {leaf}")
+        return self.of(leaf)
+
     def wait_for_verdicts(self, count: int) -> list[dict[str, Any]]:
-        self.wait(lambda: len(self.of("verdict")) >= count, f"{count} verdicts")
-        return self.of("verdict")
+        return self.wait_for("verdict", count)
 
     def close(self) -> None:
         self._client.disconnect()
@@ -690,12 +692,212 @@ def conveyed(
     frames = pipeline.lanes(["top"])
     concluded: Channel[Concluded] = Channel(100, Overflow.WAIT)
     pictures: Channel[Concluded] = Channel(1, Overflow.DROP_OLDEST)
-    acquiring = Thread(target=pipeline.acquire, args=(station, frames, Event_after(len(steps))))
+    acquiring = Thread(target=pipeline.acquire, args=(station, frames, Event()))
     acquiring.start()
     acquiring.join(QUIET_S)
-    closing = Thread(target=lambda: (acquiring.join(), frames.close()))
+
+    def close() -> None:
+        acquiring.join()
+        frames.close()
+
+    closing = Thread(target=close)
     closing.start()
     pipeline.inspect(frames, {"top": station}, concluded, 8)
     pipeline.record(concluded, {"top": station}, cell.outbox, pictures, Event())
     closing.join()
     return cell.verdicts()
+
+
+def came(name: str, image: Image, ago: timedelta = timedelta(0)) -> Frame:
+    at = datetime.now(UTC) - ago
+    return Frame(Capture(str(ULID()), "top", name, at, at, time.monotonic(), f"/in/{name}.png"), image)
+
+
+LONG_AGO = timedelta(seconds=60)
+
+
+def test_parts_keep_the_recipe_and_the_number_that_they_came_under_though_they_are_judged_together(
+    cell: Callable[..., Cell],
+) -> None:
+    made = cell(mode=CONTINUOUS)
+
+    def second() -> Frame:
+        assert made.do("prepare_recipe", recipe="rings")["code"] == 0
+        return came("b", BAD)
+
+    def third() -> Frame:
+        assert [made.do(*asked)["code"] for asked in (("stop",), ("reset",))] == [0, 0]
+        assert made.do("prepare_recipe", index=1)["code"] == 0
+        assert made.do("trigger", "c1")["seq"] == 3
+        return came("c", GOOD)
+
+    told = conveyed(made, lambda: came("a", GOOD), second, third)
+    assert [(v["seq"], v["part_id"], v["recipe"], v["verdict"]) for v in told] == [
+        (1, "a", "plates", "PASS"),
+        (2, "b", "rings", "PASS"),
+        (3, "c", "plates", "PASS"),
+    ]
+
+
+def test_where_old_parts_give_way_to_new_ones_none_does_that_a_promised_number_counts(
+    cell: Callable[..., Cell],
+) -> None:
+    made = cell(mode=CONTINUOUS)
+
+    def answer() -> Frame:
+        assert made.do("stop")["code"] == 0
+        assert made.do("trigger", "c1")["seq"] == pipeline.FRAMES
+        return came("old", GOOD, LONG_AGO)
+
+    # With the part of the trigger there is no room left for the one that came before it.
+    names = [f"part{n}" for n in range(1, pipeline.FRAMES)]
+    parts = [partial(came, name, GOOD) for name in names]
+    told = conveyed(made, *parts, answer, lambda: came("mine", GOOD), overflow=Overflow.DROP_OLDEST)
+    assert [(v["part_id"], v["trigger_id"]) for v in told] == [
+        *((name, "") for name in names),
+        ("mine", "c1"),
+        ("old", ""),
+    ]
+    assert [v["seq"] for v in told] == list(range(1, len(told) + 1))
+
+
+def test_where_old_parts_give_way_to_new_ones_they_do_so_as_long_as_no_number_is_promised(
+    cell: Callable[..., Cell],
+) -> None:
+    made = cell(mode=CONTINUOUS)
+    parts = [partial(came, f"part{n}", GOOD) for n in range(pipeline.FRAMES + 2)]
+    told = conveyed(made, *parts, overflow=Overflow.DROP_OLDEST)
+    assert [v["part_id"] for v in told] == [f"part{n}" for n in range(2, pipeline.FRAMES + 2)]
+    assert [v["seq"] for v in told] == list(range(1, pipeline.FRAMES + 1))
+    assert made.health.counters.snapshot(datetime.now(UTC)).dropped[Drop.QUEUE] == 2
+
+
+# Figures, tests and all that is retained
+
+
+def test_what_is_retained_comes_again_on_demand(mosquitto: Callable[..., Broker], cell: Callable[..., Cell]) -> None:
+    with talking(cell(), mosquitto()) as plc:
+        retained = ("birth", "state", "quality", "alarm/active")
+        for times in range(1, 4):
+            for leaf in retained:
+                plc.wait_for(leaf, times)
+            assert plc.ask({"cmd_id": "again", "action": "republish"})["code"] == 0
+
+
+def test_the_state_is_of_now_however_often_it_is_asked_for_under_one_id(cell: Callable[..., Cell]) -> None:
+    made = cell()
+    assert made.do("get_state", "s")["state"] == "Ready"
+    made.do("halt")
+    assert made.do("get_state", "s")["state"] == "Halted"
+    made.health.source_is(available=False)
+    assert made.do("get_state", "s")["state"] == "Error"
+    assert made.do("reset")["state"] == "Error"
+
+
+def test_figures_begin_anew_on_demand(cell: Callable[..., Cell]) -> None:
+    made = cell()
+    made.health.frame_arrived("one", seen=True)
+    assert made.health.counters.snapshot(datetime.now(UTC)).pending == 1
+    since = made.health.counters.snapshot(datetime.now(UTC)).since
+    assert made.do("reset_stats", "r")["code"] == 0
+    assert made.health.counters.snapshot(datetime.now(UTC)).since > since
+
+
+def test_a_challenge_test_begins_on_demand_where_there_is_one(cell: Callable[..., Cell]) -> None:
+    assert cell().do("challenge")["code"] == 14
+    made = cell(tested=True)
+    answer = made.do("challenge")
+    assert (answer["code"], answer["message"]) == (0, "send all 2 parts of the set")
+    test = made.health.quality.report().challenge
+    assert test is not None
+    assert "0 of 2 parts were right" in test.detail
+
+
+def test_commands_that_change_the_station_leave_an_event_with_the_user_and_others_none(
+    cell: Callable[..., Cell],
+) -> None:
+    made = cell(tested=True)
+    args = {"prepare_recipe": {"recipe": "rings"}, "ack_result": {"seq": 1}}
+    for action in Action:
+        if action is Action.PREPARE_RECIPE:
+            made.execution.admit(came("one", GOOD))
+        for _ in range(2):  # what comes again leaves no second event
+            made.ask({"cmd_id": action.value, "action": action, "args": args.get(action, {}), "user": "m.weber"})
+    told = {event["subject"]: event["detail"] for event in made.events()}
+    assert len(told) == len(made.events())
+    changing = {"start", "stop", "abort", "halt", "reset", "prepare_recipe", "reset_stats", "challenge"}
+    assert set(told) == changing
+    assert told["prepare_recipe"].endswith("by m.weber: 2 rings")
+    assert told["start"].startswith("WRONG_STATE by m.weber: the station is in SingleExecution;")
+
+
+# The disk, and the memory of answers
+
+
+@pytest.mark.parametrize("mode", [READY, CONTINUOUS])
+@pytest.mark.parametrize("action", [action for action in Action if action not in {"get_state", "republish"}])
+def test_what_the_disk_cannot_record_is_not_obeyed_and_may_be_asked_for_again(
+    tmp_path: Path, cell: Callable[..., Cell], action: Action, mode: Mode
+) -> None:
+    outbox = FullDisk(tmp_path / "outbox.sqlite3")
+    made = cell(mode=mode, outbox=outbox, acknowledged=True, tested=True)
+    if mode is READY:
+        outbox.full = False
+        made.do("trigger", "first")
+        made.execution.number(made.execution.admit(came("one", GOOD))[0])
+        outbox.full = True
+    args = {"prepare_recipe": {"index": 2}, "ack_result": {"seq": 1}}.get(action, {})
+    before = snapshot(made)
+    answer = made.do(action, "c1", **args)
+    assert (answer["code"], answer["seq"]) == (50, 0)
+    assert "disk full" in answer["message"]
+    assert snapshot(made) == before
+    assert made.execution.admit(None) == []
+    assert made.do("get_state")["code"] == 0
+    outbox.full = False
+    assert made.do(action, "c1", **args)["code"] != 50
+
+
+def snapshot(cell: Cell) -> tuple[object, ...]:
+    """All that a command may change."""
+    test, since = cell.health.quality.report().challenge, cell.health.counters.snapshot(datetime.now(UTC)).since
+    prepared = cell.recipes.current.name, cell.outbox.prepared("top")
+    promises, modes = cell.outbox.promises("top"), (cell.execution.mode, cell.execution.unacknowledged)
+    return (*prepared, promises, modes, test, since, cell.events())
+
+
+def test_a_command_is_forgotten_after_a_day(cell: Callable[..., Cell]) -> None:
+    made = cell()
+    now = round(time.time() * 1000)
+    day = 1000 * ANSWERS_KEPT_S
+    for cmd_id, at_ms in (
+        ("yesterday", now - day - 1000),
+        ("today", now - day + 60_000),
+        ("clock", now + day + 60_000),
+    ):
+        made.outbox.answer(Answer("top", "other", at_ms, b"{}"))
+        made.outbox.answer(Answer("top", cmd_id, at_ms, b'{"code":99}'))
+        assert made.do("reset", cmd_id)["code"] == (99 if cmd_id == "today" else 0)
+
+
+def test_a_late_command_is_refused_unless_it_was_obeyed_in_time(cell: Callable[..., Cell]) -> None:
+    made = cell()
+    soon = round(time.time() * 1000) + 200
+    in_time = made.answer({"cmd_id": "c1", "action": "trigger", "expires_ms": soon})
+    Event().wait(max(0.0, soon / 1000 + 0.01 - time.time()))
+    assert made.answer({"cmd_id": "c1", "action": "trigger", "expires_ms": soon}).payload == in_time.payload
+    late = made.ask({"cmd_id": "c2", "action": "halt", "expires_ms": soon})
+    assert (late["cmd_id"], late["action"], late["code"]) == ("c2", "halt", Code.EXPIRED)
+    assert made.ask({"cmd_id": "c3", "action": "get_state", "expires_ms": soon})["code"] == Code.EXPIRED
+    assert made.execution.mode is Mode.SINGLE
+
+
+def test_too_many_triggers_are_answered_without_a_promise_and_may_be_repeated(cell: Callable[..., Cell]) -> None:
+    made = cell()
+    seqs = [made.do("trigger", f"c{n}")["seq"] for n in range(64)]
+    assert seqs == list(range(1, 65))
+    over = made.do("trigger", "over")
+    assert (over["code"], over["seq"]) == (10, 0)
+    assert made.health.counters.snapshot(datetime.now(UTC)).dropped
+    made.execution.admit(came("one", GOOD))
+    assert made.do("trigger", "over")["seq"] == 65

@@ -1,5 +1,3 @@
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -22,16 +19,11 @@ from daemon.sources.camera import DeviceClock, discover
 from daemon.sources.genicam import GenicamSource, Incomplete
 from daemon.sources.session import Exposure
 from daemon.stats import Drop
+from tests.cameras import ADDRESS, DEADLINE_S, Simulator, need_simulator
 
 viva = pytest.importorskip("viva_genicam", reason="needs viva-genicam: pip install 'inspectd[camera]'")
 testing = pytest.importorskip("viva_genicam.testing")
 
-SIMULATOR = "arv-fake-gv-camera-0.8"
-ADDRESS = "127.0.0.1"
-UDP = Path("/proc/net/udp")
-LISTENING = "0100007F:0F74"
-"""Port 3956 of that address."""
-DEADLINE_S = 20.0
 FAST = {"AcquisitionFrameRate": 100.0}
 NOTICED_S = 2.0
 """A dead camera is promised to be noticed within 1 s; the rest is for a busy machine."""
@@ -39,50 +31,16 @@ NOTICED_S = 2.0
 Part = Frame | Unreadable
 
 
-class Simulator:
-    """Aravis' camera, a process of its own at the only address at which cameras are found without a network."""
-
-    def __init__(self) -> None:
-        self.serial = f"T{os.getpid()}"
-        self._arguments: tuple[str, ...] = ()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *arguments: str) -> None:
-        if self._process is not None and arguments == self._arguments:
-            return
-        self.kill()
-        self._arguments = arguments
-        until = time.monotonic() + DEADLINE_S
-        command = [SIMULATOR, "-i", ADDRESS, "-s", self.serial, *arguments]
-        while self._process is None or self._process.poll() is not None or LISTENING not in UDP.read_text():
-            if self._process is None or self._process.poll() is not None:
-                self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            if time.monotonic() > until:
-                pytest.skip(f"another camera has UDP port 3956 of {ADDRESS}")
-            time.sleep(0.2)
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Simulator]:
     camera = Simulator()
     yield camera
-    camera.kill()
+    camera.close()
 
 
 @pytest.fixture
 def simulator(shared: Simulator) -> Simulator:
-    if shutil.which(SIMULATOR) is None:
-        pytest.skip(f"needs Aravis' camera simulator {SIMULATOR}: apt install aravis-tools-cli")
+    need_simulator()
     return shared
 
 

@@ -18,6 +18,7 @@ from config.schema import (
     Mqtt,
     Recipe,
     Regions,
+    Station,
     Tls,
     VideoSource,
     clean_name,

@@ -114,7 +114,7 @@ def test_while_one_trigger_waits_others_are_refused_in_their_turn_with_their_own
 def test_a_station_is_ready_again_when_a_trigger_has_its_part_though_it_is_not_numbered_yet() -> None:
     execution = ready()
     reserve(execution)
-    assert execution.mode is Mode.SINGLE
+    assert execution.mode.value == "SingleExecution"
     (first,) = execution.admit(part("one", datetime.now(UTC)))
     assert execution.mode is Mode.READY
     second = reserve(execution)
@@ -289,6 +289,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.admitted: list[Frame | Unreadable] = []
         self.came: list[str] = []
         self.gone: list[str] = []
+        self.lost: list[str] = []
         self.numbers: list[int] = []
         self.open: tuple[ExitStack, Reservation] | None = None
         self.mode = Mode.READY
@@ -347,6 +348,16 @@ class AnyOrder(RuleBasedStateMachine):
                     self.gone.append(item.capture.id)
         del self.admitted[:count]
 
+    @precondition(lambda self: self.admitted)
+    @rule()
+    def lose(self) -> None:
+        with self.execution.losing() as may:
+            loser = next((item for item in self.admitted if not item.capture.trigger), None)
+            if may and loser is not None:
+                self.admitted = [item for item in self.admitted if item is not loser]
+                self.execution.lose()
+                self.lost.append(loser.capture.id)
+
     @invariant()
     def numbers_have_no_gap(self) -> None:
         assert self.numbers == list(range(1, len(self.numbers) + 1))
@@ -373,7 +384,7 @@ class AnyOrder(RuleBasedStateMachine):
         if self.admitted:
             self.number(len(self.admitted))
         assert set(self.answered) == set(self.promised)
-        assert sorted(self.gone) == sorted(self.came)
+        assert sorted(self.gone + self.lost) == sorted(self.came)
         self.numbers_have_no_gap()
         assert self.execution.admit(None) == []
 
