@@ -37,17 +37,18 @@ from daemon.build import (
 )
 from daemon.channel import Channel, Overflow
 from daemon.contract import TOPICS, Identity, Message, Picture, Quality, StationState, encode_state
-from daemon.control import Control
+from daemon.control import Control, unkept
 from daemon.execution import Execution, Mode
 from daemon.health import StationHealth
 from daemon.link import Broker
-from daemon.messages import Outcome, Trigger
+from daemon.messages import Outcome
 from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
 from daemon.recipes import Recipe, Recipes
-from daemon.requests import Action, unpack
+from daemon.requests import Action
 from daemon.sinks.mqtt import PictureSink, StationSink
+from detectors.base import Detector
 from detectors.devices import batch_size
 
 DRAIN_S = 8.0
@@ -94,6 +95,7 @@ class _Life:
         self._notes: deque[tuple[str, Message]] = deque()
         self._delivering = Lock()
         self._challenges: dict[str, str] = {}
+        self._detectors: dict[tuple[Path, str], Detector] = {}
         broker = build_broker(settings.mqtt)
         self._pictures = PictureSink(broker, settings.node)
         self._sinks: dict[str, StationSink] = {}
@@ -180,7 +182,7 @@ class _Life:
             last_seq,
             timeout_s=station.trigger_timeout_s,
             acknowledged=station.acknowledge,
-            aborted=_promised(outbox, name, last_seq),
+            aborted=unkept(outbox, name),
         )
         health = StationHealth(name, last_seq, recipes, execution)
 
@@ -222,7 +224,10 @@ class _Life:
         settings = self._settings
         log.info("loading the model", station=station.name, recipe=recipe.name, model=str(recipe.model))
         rule = build_rule(recipe.regions)
-        detector = build_detector(recipe.model, settings.device, settings.threads, rule)
+        key = recipe.model, rule.fingerprint
+        if key not in self._detectors:  # stations that judge alike share one, and are judged together
+            self._detectors[key] = build_detector(recipe.model, settings.device, settings.threads, rule)
+        detector = self._detectors[key]
         calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint)
         if missing := shortage(calibration):
             log.warning(
@@ -248,8 +253,8 @@ class _Life:
             recipe_index=index,
         )
         # A station that was given recipes later goes on with the result that it has.
-        key = station.name if index == 1 else f"{station.name}.{recipe.name}"
-        challenge = None if recipe.challenge is None else build_challenge(recipe.challenge, key, settings.state_dir)
+        name = station.name if index == 1 else f"{station.name}.{recipe.name}"
+        challenge = None if recipe.challenge is None else build_challenge(recipe.challenge, name, settings.state_dir)
         return Recipe(identity, detector, calibration, StationQuality(station.name, calibration, challenge), rule)
 
     def _start(self, name: str, stage: Callable[[], None]) -> Thread:
@@ -319,15 +324,6 @@ class _Life:
 
     def _summary(self) -> str:
         return "; ".join(station.health.summary() for station in self._stations.values())
-
-
-def _promised(outbox: Outbox, station: str, last_seq: int) -> list[Trigger]:
-    """The triggers to which an earlier run has promised a verdict, with the numbers that come next.
-
-    Those are the promised ones, unless a part that was on its way before them was lost with that run.
-    """
-    triggers = sorted((unpack(content) for content in outbox.promises(station)), key=lambda trigger: trigger.seq)
-    return [replace(trigger, seq=number) for number, trigger in enumerate(triggers, start=last_seq + 1)]
 
 
 def _join(threads: Sequence[Thread]) -> None:

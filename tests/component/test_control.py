@@ -28,7 +28,7 @@ from daemon.announcements import Event as Noted
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.channel import Channel, Overflow
 from daemon.contract import Identity, Message, encode_state
-from daemon.control import Control
+from daemon.control import Control, unkept
 from daemon.execution import UNACKNOWLEDGED, Execution, Mode
 from daemon.health import StationHealth
 from daemon.messages import Capture, Frame, Unreadable
@@ -36,7 +36,7 @@ from daemon.outbox import ANSWERS_KEPT_S, Answer, Outbox, OutboxError, Promise
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
 from daemon.recipes import Recipe, Recipes
-from daemon.requests import REQUEST, REQUEST_LIMIT, RESPONSE, TRIGGER, Action, Code, Received, unpack
+from daemon.requests import REQUEST, REQUEST_LIMIT, RESPONSE, TRIGGER, Action, Code, Received
 from daemon.sinks.mqtt import StationSink
 from daemon.sources.base import ALWAYS, Demand
 from daemon.sources.folder import FolderSource
@@ -92,7 +92,7 @@ class Cell:
             last_seq,
             timeout_s=timeout_s,
             acknowledged=acknowledged,
-            aborted=[unpack(content) for content in self.outbox.promises("top")],
+            aborted=unkept(self.outbox, "top"),
         )
         self.health = StationHealth("top", last_seq, self.recipes, self.execution)
         self.health.source_is(available=True)
@@ -539,6 +539,24 @@ def test_a_restart_aborts_what_it_had_accepted_with_the_number_that_it_had_promi
         (2, "c2", 305, 3),
     ]
     assert (third["seq"], third["trigger_id"], third["verdict"]) == (3, "c3", "PASS")
+    assert again.outbox.promises("top") == []
+
+
+def test_a_promised_number_holds_though_parts_before_it_were_lost_with_the_run(cell: Callable[..., Cell]) -> None:
+    made = cell(mode=Mode.CONTINUOUS)
+    for name in ("a", "b"):
+        made.execution.admit(came(name, GOOD))
+    made.do("stop")
+    assert [made.do("trigger", cmd_id)["seq"] for cmd_id in ("c1", "c2")] == [3, 4]
+    again = cell()
+    told = conveyed(again, lambda: came("a", GOOD))
+    assert [(v["seq"], v["trigger_id"], v["part_id"], v["reason_code"]) for v in told] == [
+        (1, "", "", 305),
+        (2, "", "", 305),
+        (3, "c1", "", 305),
+        (4, "c2", "", 305),
+        (5, "", "a", 0),
+    ]
     assert again.outbox.promises("top") == []
 
 

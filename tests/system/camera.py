@@ -36,6 +36,8 @@ type = "genicam"
 camera = "{ADDRESS}"
 overflow = "drop"
 """
+LARGEST_ID = 65_535
+"""GigE Vision's count of frames goes from here to 1."""
 DOWN_S = 2.0
 """How long a dead camera stays dead."""
 
@@ -80,8 +82,12 @@ class Seen:
     @property
     def missing(self) -> int:
         """Frames between the first and the last of each life of the camera that have no verdict."""
-        ids = [verdict["frame_id"] for verdict in self.verdicts]
-        return sum(later - earlier - 1 for earlier, later in pairwise(ids) if later > earlier)
+        missing = 0
+        for earlier, later in pairwise(self.verdicts):
+            between = earlier["capture_ts_ms"] / 1000, later["capture_ts_ms"] / 1000
+            if not any(between[0] < returned < between[1] for _, returned in self.silent):
+                missing += (later["frame_id"] - earlier["frame_id"]) % LARGEST_ID - 1
+        return missing
 
 
 def learn(config: Path, folder: Path) -> None:
