@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 from functools import partial
 
 import structlog
+from ulid import ULID
 
 from daemon.announcements import EventKind
 from daemon.contract import Identity, Message
 from daemon.execution import Asked, Execution, Mode, OverrunError
 from daemon.health import StationHealth
+from daemon.messages import Trigger
 from daemon.outbox import Answer, Outbox, OutboxError, Promise
 from daemon.recipes import Recipes
 from daemon.requests import (
@@ -23,6 +25,7 @@ from daemon.requests import (
     pack,
     parse,
     response,
+    unpack,
 )
 from daemon.stats import Drop
 from daemon.wire import epoch_ms
@@ -41,6 +44,18 @@ _AUDITED = {
 }
 _IDLE = {Action.GET_STATE, Action.REPUBLISH}
 """Those that may well be obeyed twice, and whose answer must be of now."""
+
+
+def unkept(outbox: Outbox, station: str) -> list[Trigger]:
+    """The triggers to which an earlier run has promised the numbers that come next.
+
+    A number before them went with that run to a part that nobody triggered. That part, if it comes again, gets another:
+    the number is left to a trigger that says nothing.
+    """
+    promised = {trigger.seq: trigger for trigger in map(unpack, outbox.promises(station))}
+    now = datetime.now(UTC)
+    numbers = range(outbox.last_seq(station) + 1, max(promised, default=0) + 1)
+    return [promised.get(number) or Trigger(str(ULID.from_datetime(now)), number, now, "") for number in numbers]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ of all), and a refused or half-dead client cannot poison the next one.
 
 import socket
 import ssl
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from threading import Condition
 from typing import Any
 
@@ -59,6 +61,41 @@ class Broker:
         return f"{self.host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the broker shall keep for us while we are away, and how much it may send before we acknowledge any.
+
+    After `expiry_s` seconds without us it forgets the session; `window` bounds messages. Both by MQTT 5 alone: by 3.1.1
+    a session lasts, and the broker sends as much as it is set to.
+    """
+
+    expiry_s: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A message that the broker keeps until it is acknowledged by its `number`.
+
+    `again`: it was sent before. `said` are its user properties. It came `at`, UTC, and at `seen_at` monotonic seconds.
+    """
+
+    received: Received
+    number: int
+    again: bool
+    said: tuple[tuple[str, str], ...]
+    at: datetime
+    seen_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the broker did not take one message; `forbidden` if it does not let us write there."""
+
+    reason: str
+    forbidden: bool
+
+
 class _TlsSocket(ssl.SSLSocket):
     """Is closed when the handshake fails, which paho leaves to the collector, and remembers why it was put off.
 
@@ -100,9 +137,18 @@ class Link:
     """
 
     def __init__(
-        self, broker: Broker, client_id: str, will: Message | None = None, *, timeout_s: float = CONNECT_TIMEOUT_S
+        self,
+        broker: Broker,
+        client_id: str,
+        will: Message | None = None,
+        *,
+        session: Session | None = None,
+        timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         """Connect, and wait for the broker's answer.
+
+        With a session, which goes on from the last connection of this client id, each message is `take_delivered` and
+        is to be acknowledged. Without one, messages are `take_received`, and the broker forgets us when we go.
 
         Raises:
             DeliveryError: no answer within `timeout_s`, or a refusal.
@@ -113,8 +159,11 @@ class Link:
         self._refusal: str | None = None
         self._refused = self._woken = False
         self._acknowledged: set[int] = set()
-        self._put_off: dict[int, str] = {}
+        self._put_off: dict[int, Refusal] = {}
+        self._session = session
         self._received: deque[Received] = deque()
+        self._delivered: deque[Delivered] = deque()
+        self._owed: dict[int, bool] = {}  # messages without our acknowledgement, in order; True once it may be sent
         self._subscribed: dict[int, str] = {}
         self._denied: list[int] = []
         self._blamed = False
@@ -126,7 +175,7 @@ class Link:
             self._client = self._make(broker, client_id, will, version)
             self._client.connect_timeout = timeout_s
             try:
-                self._client.connect(broker.host, broker.port, broker.keepalive_s)
+                self._connect(broker)
             except (OSError, ValueError) as error:
                 raise _unreached(broker, error) from error
             try:
@@ -196,12 +245,20 @@ class Link:
     def subscribe(self, topic: str) -> None:
         """Ask for what is published on a topic, once at least, the retained too. What is published later comes later.
 
+        With a session and MQTT 5, what is retained comes at the first subscription alone, and of what is published
+        later it is not said whether it was to be retained.
+
         Raises:
             DeliveryError: the connection is gone.
         """
         self.check()
         if self._v5:
-            options = SubscribeOptions(qos=1, retainAsPublished=True)
+            lasting = self._session is not None
+            options = SubscribeOptions(
+                qos=1,
+                retainAsPublished=not lasting,
+                retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB if lasting else 0,
+            )
             result, mid = self._client.subscribe(topic, options=options)
         else:
             result, mid = self._client.subscribe(topic, qos=1)
@@ -223,6 +280,33 @@ class Link:
             self._received.clear()
         return taken
 
+    def take_delivered(self, wait_s: float) -> list[Delivered]:
+        """What has come in our session since the last call, in order; waits a while for the first, the loss ends it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._delivered or self._denied or self._lost is not None, wait_s)
+            taken = list(self._delivered)
+            self._delivered.clear()
+        return taken
+
+    def acknowledge(self, number: int) -> None:
+        """Let the broker forget a delivered message. One that came before it and is not acknowledged yet goes first.
+
+        On a connection that is gone nothing happens: the broker delivers it again.
+        """
+        with self._changed:
+            self._owed[number] = True
+            ready = []
+            for owed, may in self._owed.items():  # MQTT wants them in the order of what they answer
+                if not may:
+                    break
+                ready.append(owed)
+            for owed in ready:
+                del self._owed[owed]
+            # Within, so that no other thread's are sent between them; paho only queues them here.
+            if self._lost is None:
+                for owed in ready:
+                    self._client.ack(owed, 1)
+
     def take_acknowledged(self, wait_s: float) -> set[int]:
         """Numbers acknowledged since the last call; waits a while for the first, `wake` or the loss ends the wait."""
         with self._changed:
@@ -233,11 +317,20 @@ class Link:
             taken, self._acknowledged = self._acknowledged, set()
         return taken
 
-    def take_refused(self) -> dict[int, str]:
+    def take_refused(self) -> dict[int, Refusal]:
         """Numbers of messages that the broker refused for themselves since the last call, and why."""
         with self._changed:
             taken, self._put_off = self._put_off, {}
         return taken
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Count the connection as lost, since the broker does not let us write where we must."""
+        with self._changed:
+            self._lost = (
+                self._lost or f"it refuses a message: {refusal.reason}; let the user write to the station's topics"
+            )
+            self._refused = True
+            self._changed.notify_all()
 
     def wake(self) -> None:
         """End a wait in `take_acknowledged`, this one or the next."""
@@ -268,9 +361,10 @@ class Link:
         client = Client(
             CallbackAPIVersion.VERSION2,
             client_id,
-            clean_session=None if five else True,
+            clean_session=None if five else self._session is None,
             protocol=version,
             reconnect_on_failure=False,
+            manual_ack=self._session is not None,
         )
         if broker.tls is not None:
             broker.tls.sslsocket_class = _TlsSocket
@@ -286,6 +380,15 @@ class Link:
         client.on_subscribe = self._on_subscribe
         client.on_socket_close = self._on_socket_close
         return client
+
+    def _connect(self, broker: Broker) -> None:
+        if self._session is None or not self._v5:
+            self._client.connect(broker.host, broker.port, broker.keepalive_s)
+            return
+        asked = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho's
+        asked.SessionExpiryInterval = self._session.expiry_s
+        asked.ReceiveMaximum = self._session.window
+        self._client.connect(broker.host, broker.port, broker.keepalive_s, clean_start=False, properties=asked)
 
     def _greet(self, broker: Broker, timeout_s: float) -> None:
         self._client.loop_start()
@@ -331,7 +434,12 @@ class Link:
         reply_to, correlation = (getattr(asked, name, None) for name in ("ResponseTopic", "CorrelationData"))
         received = Received(message.topic, bytes(message.payload), message.retain, reply_to, correlation)
         with self._changed:
-            if len(self._received) < RECEIVED:
+            if self._session is not None:
+                said = tuple(getattr(asked, "UserProperty", ()))
+                at, seen_at = datetime.now(UTC), time.monotonic()
+                self._delivered.append(Delivered(received, message.mid, message.dup, said, at, seen_at))
+                self._owed[message.mid] = False
+            elif len(self._received) < RECEIVED:
                 self._received.append(received)
             self._woken = True
             self._changed.notify_all()
@@ -345,11 +453,8 @@ class Link:
 
     def _on_publish(self, _: Client, __: object, mid: int, answer: ReasonCode, ____: object) -> None:
         with self._changed:
-            if answer.value == _NOT_AUTHORIZED:
-                self._lost = f"it refuses a message: {answer}; let the user write to the station's topics"
-                self._refused = True
-            elif answer.is_failure:
-                self._put_off[mid] = str(answer)
+            if answer.is_failure:
+                self._put_off[mid] = Refusal(str(answer), answer.value == _NOT_AUTHORIZED)
             else:
                 self._acknowledged.add(mid)
             self._changed.notify_all()

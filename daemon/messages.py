@@ -37,13 +37,21 @@ class Trigger:
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """Where whoever sent a part waits for its verdict, and what shall come back with it."""
+
+    topic: str
+    correlation: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Capture:
     """Where and when a part was seen.
 
     `id` is a ULID given once when the part is claimed; its verdict carries the same one, however often
     the daemon is restarted in between. `captured_at`, known by `clock`, and `arrived_at`, when the part came to us, are
     UTC; `seen_at` is `time.monotonic()` seconds. `frame_id` is the camera's own count, 0 where there is none. `recipe`
-    is what was prepared when the part came.
+    is what was prepared when the part came. `reply` is where its verdict goes besides the record.
     """
 
     id: str
@@ -59,6 +67,7 @@ class Capture:
     meta: Mapping[str, Scalar] = field(default_factory=dict)
     trigger: Trigger | None = None
     recipe: str = "default"
+    reply: Reply | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,19 @@ from threading import Lock
 
 import structlog
 
-from daemon.messages import Outcome
+from daemon.messages import Outcome, Reply
 
 MAX_ROWS = 1_000_000
 """Verdicts that an outbox holds unless told otherwise: some 1.3 GB."""
 
 ANSWERS_KEPT_S = 24 * 3600
 """Seconds for which answers to commands are remembered."""
+
+ANSWER = "answer"
+"""Stands for the leaf of a message that goes elsewhere."""
+
+REMEMBERED = 4096
+"""Of how many parts that were to be answered the verdicts are remembered: some 6 MB."""
 
 log = structlog.get_logger()
 
@@ -28,7 +34,11 @@ CREATE TABLE IF NOT EXISTS entry (
     PRIMARY KEY (station, seq)
 );
 CREATE TABLE IF NOT EXISTS note (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, station TEXT NOT NULL, leaf TEXT NOT NULL, payload BLOB NOT NULL
+    number INTEGER PRIMARY KEY AUTOINCREMENT, station TEXT NOT NULL, leaf TEXT NOT NULL, payload BLOB NOT NULL,
+    topic TEXT, correlation BLOB
+);
+CREATE TABLE IF NOT EXISTS remembered (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, payload BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS gap (
     station TEXT PRIMARY KEY, first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, count INTEGER NOT NULL
@@ -47,6 +57,8 @@ CREATE TABLE IF NOT EXISTS recipe (station TEXT PRIMARY KEY, name TEXT NOT NULL)
 """
 # A verdict that an earlier version kept without its outcome counts as ERROR: what may not have passed is kept longest.
 _OUTCOME = "ALTER TABLE entry ADD COLUMN outcome TEXT NOT NULL DEFAULT 'ERROR'"
+# Notes of an earlier version all go to a leaf.
+_REPLY = ("ALTER TABLE note ADD COLUMN topic TEXT", "ALTER TABLE note ADD COLUMN correlation BLOB")
 _INDEX = "CREATE INDEX IF NOT EXISTS entry_outcome ON entry (outcome)"
 
 
@@ -56,23 +68,28 @@ class OutboxError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One verdict in the record."""
+    """One verdict in the record; when it is kept, with where else it is to go."""
 
     station: str
     seq: int
     id: str
     payload: bytes
     outcome: Outcome
+    reply: Reply | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One message besides the verdicts that must arrive; `number` counts those of all stations, with gaps."""
+    """One message besides the verdicts that must arrive; `number` counts those of all stations, with gaps.
+
+    It goes to the station's `leaf`, or, if it is an answer, where `reply` says.
+    """
 
     station: str
     number: int
     leaf: str
     payload: bytes
+    reply: Reply | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +161,9 @@ class Outbox:
                 self._db.executescript(_TABLES)
                 if "outcome" not in [column[1] for column in self._db.execute("PRAGMA table_info(entry)")]:
                     self._db.execute(_OUTCOME)
+                if "topic" not in [column[1] for column in self._db.execute("PRAGMA table_info(note)")]:
+                    for change in _REPLY:
+                        self._db.execute(change)
                 self._db.execute(_INDEX)
                 # Counted once, since it is asked several times a second.
                 self._waiting = _Change(
@@ -159,7 +179,7 @@ class Outbox:
     def keep(self, entries: Sequence[Entry], settled: Iterable[str] = (), promised: Iterable[str] = ()) -> None:
         """Store verdicts in one durable commit, each with the next `seq` of its station.
 
-        Settled ids, and promises that the verdicts fulfil, are forgotten with it.
+        With it, those that are to be answered are, and settled ids and promises that the verdicts fulfil are forgotten.
 
         Raises:
             OutboxError: nothing was stored (a full disk, say); try again.
@@ -176,6 +196,9 @@ class Outbox:
                 )
                 self._db.execute("INSERT OR IGNORE INTO unsettled VALUES (?)", (entry.id,))
                 change.entries[entry.station] += 1
+                if entry.reply is not None:
+                    self._remember(entry.id, entry.payload)
+                    self._tell(entry.station, ANSWER, entry.payload, change, entry.reply)
             self._db.executemany("DELETE FROM unsettled WHERE id = ?", [(i,) for i in settled])
             self._db.executemany("DELETE FROM promise WHERE id = ?", [(i,) for i in promised])
             self._make_room(self._waiting.entries.total() + len(entries) - self._max_rows, change)
@@ -195,6 +218,19 @@ class Outbox:
         """
         with self._transaction() as change:
             self._tell(station, leaf, payload, change)
+
+    def tell_again(self, station: str, capture_id: str, reply: Reply) -> bool:
+        """Answer once more with a verdict that is remembered; False if none of this id is.
+
+        Raises:
+            OutboxError: it was not stored; try again.
+        """
+        with self._reading():
+            row = self._db.execute("SELECT payload FROM remembered WHERE id = ?", (capture_id,)).fetchone()
+        if row is not None:
+            with self._transaction() as change:
+                self._tell(station, ANSWER, row[0], change, reply)
+        return row is not None
 
     def tell_gap(self, station: str, leaf: str, encode: Callable[[Gap], bytes]) -> bool:
         """Store the message that says what was dropped of a station since the last such; False if nothing was.
@@ -272,13 +308,13 @@ class Outbox:
             return []
         with self._reading():
             rows = self._db.execute(
-                "SELECT station, number, leaf, payload FROM note WHERE station = ? AND number > ? AND NOT EXISTS "
-                "(SELECT 1 FROM quarantined AS q "
+                "SELECT station, number, leaf, payload, topic, correlation FROM note "
+                "WHERE station = ? AND number > ? AND NOT EXISTS (SELECT 1 FROM quarantined AS q "
                 "WHERE q.station = note.station AND kind = 'note' AND q.number = note.number) "
                 "ORDER BY number LIMIT ?",
                 (station, after, limit),
             ).fetchall()
-        return [Note(*row) for row in rows]
+        return [Note(*row, None if topic is None else Reply(topic, data)) for *row, topic, data in rows]
 
     def forget(self, station: str, seqs: Iterable[int] = (), notes: Iterable[int] = ()) -> None:
         """Drop acknowledged verdicts and notes. After a power cut some may be there again, and are then sent twice.
@@ -352,8 +388,18 @@ class Outbox:
         deleted = self._db.execute(f"DELETE FROM {table} WHERE station = ? AND {column} = ?", (station, number))  # noqa: S608 -- our words
         return deleted.rowcount
 
-    def _tell(self, station: str, leaf: str, payload: bytes, change: _Change) -> None:
-        self._db.execute("INSERT INTO note (station, leaf, payload) VALUES (?, ?, ?)", (station, leaf, payload))
+    def _remember(self, capture_id: str, payload: bytes) -> None:
+        cursor = self._db.execute(
+            "INSERT OR REPLACE INTO remembered (id, payload) VALUES (?, ?)", (capture_id, payload)
+        )
+        self._db.execute("DELETE FROM remembered WHERE number <= ?", ((cursor.lastrowid or 0) - REMEMBERED,))
+
+    def _tell(self, station: str, leaf: str, payload: bytes, change: _Change, reply: Reply | None = None) -> None:
+        topic, correlation = (None, None) if reply is None else (reply.topic, reply.correlation)
+        self._db.execute(
+            "INSERT INTO note (station, leaf, payload, topic, correlation) VALUES (?, ?, ?, ?, ?)",
+            (station, leaf, payload, topic, correlation),
+        )
         change.notes[station] += 1
         if self._waiting.notes.total() >= self._max_rows:
             ((loser,),) = self._db.execute(

@@ -347,7 +347,8 @@ def _conclude(item: Frame | Unreadable, predicted: _Predicted, station: Station)
 def _entry(item: Concluded) -> Entry:
     verdict = item.verdict
     payload = contract.encode_verdict(item.recipe.identity, verdict)
-    return Entry(verdict.capture.station, verdict.seq, verdict.capture.id, payload, verdict.decision.outcome)
+    capture = verdict.capture
+    return Entry(capture.station, verdict.seq, capture.id, payload, verdict.decision.outcome, capture.reply)
 
 
 def _keep(keep: Callable[[], None], healths: Sequence[StationHealth], stop: Event) -> bool:

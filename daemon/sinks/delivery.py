@@ -15,6 +15,7 @@ from daemon import contract
 from daemon.announcements import Event, EventKind, encode_event
 from daemon.contract import Identity, Message
 from daemon.link import DeliveryError, Link
+from daemon.messages import Reply
 from daemon.outbox import Entry, Gap, Note, Outbox, OutboxError
 
 LAST_INTERVAL_S = 0.2
@@ -45,11 +46,13 @@ class Carried:
     """What outlives a connection.
 
     `suspects` were in flight when one broke, or were refused; True says that one of them has already done so alone.
-    `unshown` is the newest verdict that has arrived, if `last` does not show it yet.
+    `unshown` is the newest verdict that has arrived, if `last` does not show it yet. Of the topics in `closed` it was
+    said that nobody may be answered there.
     """
 
     suspects: dict[Entry | Note, bool] = field(default_factory=dict)
     unshown: Entry | None = None
+    closed: set[str] = field(default_factory=set)
 
 
 class Delivery:
@@ -139,9 +142,16 @@ class Delivery:
             if isinstance(message, Entry):
                 self._served = True
                 self._show(message)
-        for mid, why in self.link.take_refused().items():
-            if mid in self._in_flight:
-                self._suspect(self._in_flight.pop(mid), f"the broker refuses it: {why}")
+        for mid, refusal in self.link.take_refused().items():
+            message = self._in_flight.get(mid)
+            if refusal.forbidden and isinstance(message, Note) and message.reply is not None:
+                arrived.append(self._in_flight.pop(mid))
+                self._carried.suspects.pop(message, None)
+                self._complain_of_answer(message.reply, refusal.reason)
+            elif refusal.forbidden:
+                self.link.refuse(refusal)
+            elif message is not None:
+                self._suspect(self._in_flight.pop(mid), f"the broker refuses it: {refusal.reason}")
         now = time.monotonic()
         if arrived or not self._in_flight:
             self._heard_at = now
@@ -216,7 +226,8 @@ class Delivery:
 
     def _send(self, message: Entry | Note) -> None:
         if isinstance(message, Note):
-            publication = Message(self._identity.topic(message.leaf), message.payload)
+            reply = message.reply or Reply(self._identity.topic(message.leaf))
+            publication = Message(reply.topic, message.payload, correlation=reply.correlation)
         else:
             late = message.seq <= self._late_until
             payload = contract.as_replayed(message.payload) if late else message.payload
@@ -259,6 +270,17 @@ class Delivery:
             seq=seq,
             quarantined=self._outbox.quarantined(self._identity.station),
         )
+
+    def _complain_of_answer(self, reply: Reply, why: str) -> None:
+        """Say once that nobody may be answered on a topic: that is no reason to hold up the record."""
+        if reply.topic not in self._carried.closed:
+            self._carried.closed.add(reply.topic)
+            log.warning(
+                "the broker does not let us answer where an image asks for it; let the daemon's user write there",
+                station=self._identity.station,
+                topic=reply.topic,
+                reason=why,
+            )
 
     def _tell_gap(self) -> None:
         now = time.monotonic()

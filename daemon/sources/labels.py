@@ -1,4 +1,4 @@
-"""What is said of a part beside its image: by the name of the file, and by a sidecar in JSON.
+"""What is said of a part beside its image: by the name of the file, by a sidecar in JSON, by a message's properties.
 
     {"part_id": "SN-4711", "batch_id": "B7", "meta": {"shift": 2, "line": "A"}}
 
@@ -8,7 +8,7 @@ It comes from outside, so it is bounded, and what does not fit is left out: a ve
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,15 @@ def by_sidecar(sidecar: Path | None, label: Label) -> tuple[Label, str]:
     if not isinstance(said, dict):
         return label, "the sidecar is no JSON object"
     return _put_over(label, said)
+
+
+def by_properties(said: Sequence[tuple[str, str]]) -> tuple[Label, str]:
+    """What the properties of a message say: part_id, batch_id, and all others into `meta`; the last of a name counts.
+
+    Also what was left out and why, "" if nothing was.
+    """
+    ids = {key: value for key, value in said if key in {"part_id", "batch_id"}}
+    return _put_over(Label(""), {**ids, "meta": {key: value for key, value in said if key not in ids}})
 
 
 def _put_over(label: Label, said: dict[str, Any]) -> tuple[Label, str]:

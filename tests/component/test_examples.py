@@ -276,11 +276,14 @@ class Line:
         self.cycle(*message)
         self.cycle(after_ms=then_after_ms)
 
-    def be_ready(self) -> None:
+    def be_told(self) -> None:
         self.cycle(
             "status", contract.encode_status(payloads.IDENTITY, online=True, reason="running", at=self.at).payload
         )
         self.cycle("state", self.state())
+
+    def be_ready(self) -> None:
+        self.be_told()
         self.cycle()
         assert self.block.xReady
 
@@ -401,6 +404,46 @@ def test_a_station_that_is_not_ready_is_asked_nothing_and_its_part_is_rejected(p
     line.execute = True
     line.cycle()
     assert (line.block.xDone, line.block.xReject, line.published) == (True, True, [])
+
+
+def test_a_demand_that_stands_at_power_up_is_no_trigger_and_one_that_stays_is_no_second(program: Any) -> None:
+    line = Line(program)
+    line.execute = True
+    line.be_told()
+    assert (line.block.xDone, line.block.xReject, line.published) == (True, True, [])
+    line.execute = False
+    line.cycle()
+    line.cycle("plc", line.result(line.ask()))
+    for _ in range(3):
+        line.cycle()
+        assert (line.block.xDone, line.block.xReject, len(line.published)) == (True, False, 1)
+
+
+def test_a_late_result_is_acknowledged_though_a_trigger_waits_to_be_sent_and_anothers_is_not(program: Any) -> None:
+    line = Line(program, xAcknowledge=True)
+    line.be_ready()
+    late = line.ask()
+    line.cycles(("", b""), 2000)
+    line.execute = False
+    line.cycle("plc", line.result("PLC10-1", seq=184212))
+    line.execute = True
+    line.cycle("plc", line.result(late))
+    line.cycle()
+    asked = [requests.parse(received).action for received in line.published]
+    assert asked == [Action.TRIGGER, Action.ACK_RESULT, Action.TRIGGER]
+    assert line.block.xReject
+
+
+def test_a_result_that_is_cut_off_is_none_though_the_rest_of_it_lies_behind(program: Any) -> None:
+    line = Line(program)
+    line.be_ready()
+    asked = line.ask()
+    result = line.result(asked)
+    line.cycle("last", result)
+    line.cycle("plc", result[: result.index(asked.encode()) + len(asked) - 2])
+    assert not line.block.xDone
+    line.cycle("plc", result)
+    assert (line.block.xDone, line.block.xReject) == (True, False)
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
