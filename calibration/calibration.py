@@ -36,7 +36,7 @@ class Provenance:
 
     `model` is the fingerprint of weights, preprocessing and scoring; `engine` is what computed; `regions` is the
     fingerprint of masks and region rules, empty without any; `data_sha256` stands for the images; `made_at` becomes
-    UTC.
+    UTC; `framing` is the fingerprint of what was done to the images first, empty where nothing was.
     """
 
     model: str
@@ -45,6 +45,7 @@ class Provenance:
     engine: str = ""
     regions: str = ""
     made_by: str = ""
+    framing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +261,8 @@ def content(calibration: Calibration) -> dict[str, Any]:
     fields = asdict(calibration)
     del fields["id"]
     fields["provenance"]["made_at"] = calibration.provenance.made_at.isoformat()
+    if not calibration.provenance.framing:  # ids of calibrations from before there were framings stay as they are
+        del fields["provenance"]["framing"]
     if calibration.appearance:
         fields["appearance"]["canaries"] = {k: list(v) for k, v in calibration.appearance.canaries.items()}
     return fields | {name: list(getattr(calibration, name)) for name in ("scores", "groups", "images")}
@@ -309,6 +312,7 @@ def describe(calibration: Calibration) -> str:
         f"Model          {made.model}" + f", {made.engine}" * bool(made.engine),
         f"Images         sha256 {made.data_sha256}",
         *([f"Regions        {made.regions}"] if made.regions else []),
+        *([f"Framing        {made.framing}"] if made.framing else []),
         f"Good parts     {n}",
         f"α              {stated(calibration.alpha)} asked, {_carried(calibration)} carried",
         f"Method         {calibration.method}: {calibration.why}",

@@ -28,26 +28,26 @@ def save(calibration: Calibration, path: Path) -> None:
     write_whole(path, json.dumps(_document(calibration), indent=1, allow_nan=False) + "\n")
 
 
-def load(path: Path, model: str, regions: str = "") -> Calibration:
-    """Read the calibration of one model, judged within certain regions.
+def load(path: Path, model: str, regions: str = "", framing: str | None = "") -> Calibration:
+    """Read the calibration of one model, judged within certain regions of images that were framed in a certain way.
 
     The threshold is chosen again from the stored scores and must come out the same, and so must the id: what
     was edited by hand is refused rather than trusted.
 
     Raises:
-        CalibrationError: The file is missing, torn, of an unknown version, edited, or made for another model or for
-            other masks and region rules.
+        CalibrationError: The file is missing, torn, of an unknown version, edited, or made for another model, for
+            other masks and region rules, or under another framing; with None for `framing`, any will do.
     """
     calibration = read(path)
-    require(calibration, model, regions, path)
+    require(calibration, model, regions, framing, path)
     return calibration
 
 
-def require(calibration: Calibration, model: str, regions: str, path: Path) -> None:
-    """See that a calibration, read from `path`, is one of this model and these regions.
+def require(calibration: Calibration, model: str, regions: str, framing: str | None, path: Path) -> None:
+    """See that a calibration, read from `path`, is one of this model, these regions and this framing (None: any).
 
     Raises:
-        CalibrationError: It was made for another model, or for other masks and region rules.
+        CalibrationError: It was made for another model, for other masks and region rules, or under another framing.
     """
     made = calibration.provenance
     if made.model != model:
@@ -55,6 +55,11 @@ def require(calibration: Calibration, model: str, regions: str, path: Path) -> N
     if made.regions != regions:
         raise CalibrationError(
             f"{path}: made with other masks or region rules ({made.regions or 'none'}, not {regions or 'none'}); "
+            "run `inspectd calibrate --config FILE --station NAME`"
+        )
+    if framing is not None and made.framing != framing:
+        raise CalibrationError(
+            f"{path}: made of images framed otherwise ({made.framing or 'not at all'}, now {framing or 'not at all'}); "
             "run `inspectd calibrate --config FILE --station NAME`"
         )
 

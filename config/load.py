@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from config.schema import FolderSource, Mqtt, Regions, Settings, Station, options
+from config.schema import FolderSource, Framing, Mqtt, Regions, Settings, Station, options
 
 _OPTIONS: dict[str, FieldInfo] = {}
 for _key, _field in options():
@@ -186,18 +186,20 @@ def _clashes(stations: Mapping[int, Station]) -> Iterator[str]:
 
 
 def _shared_calibrations(stations: Mapping[int, Station]) -> Iterator[str]:
-    """A calibration holds for one set of masks and region rules."""
-    users: dict[Path, tuple[str, Regions]] = {}
+    """A calibration holds for one framing, and one set of masks and region rules."""
+    users: dict[Path, tuple[str, Regions, Framing]] = {}
     for index, station in stations.items():
         for place, recipe in enumerate(station.recipes):
             within = f".recipe[{place}]" if station.own_recipes else ""
             file = recipe.calibration_file
-            first, regions = users.setdefault(file, (f'station[{index}]{within} ("{station.name}")', recipe.regions))
-            if recipe.regions != regions:
-                yield (
-                    f'station[{index}]{within}.calibration ("{station.name}"): {file} is the calibration of {first} '
-                    "too, whose regions are others. Give one of them a calibration file of its own."
-                )
+            mine = f'station[{index}]{within} ("{station.name}")', recipe.regions, station.framing
+            first, *others = users.setdefault(file, mine)
+            for what, own, other in zip(("regions are others", "framing is another"), mine[1:], others, strict=True):
+                if own != other:
+                    yield (
+                        f'station[{index}]{within}.calibration ("{station.name}"): {file} is the calibration of '
+                        f"{first} too, whose {what}. Give one of them a calibration file of its own."
+                    )
 
 
 def _fault(error: ErrorDetails, tables: dict[str, Any]) -> str:

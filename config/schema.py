@@ -27,6 +27,8 @@ TLS_PORT = 8883
 """Where brokers listen for TLS, as registered for MQTT."""
 
 
+_TOPIC_BYTES = 1024
+
 DEFAULT_RECIPE = "default"
 """What the recipe of a station is called that has just one, unnamed."""
 
@@ -57,6 +59,22 @@ def _topic_prefix(text: str) -> str:
             '- and _, with no slash at either end and no wildcard + or #, like "plant/line1".',
         )
     return text
+
+
+def _topic_filter(text: str) -> str:
+    if (
+        not re.fullmatch(r"(?!\$)(([^+#\0/]*|\+)/)*([^+#\0/]*|[+#])", text)
+        or not 0 < len(text.encode()) <= _TOPIC_BYTES
+    ):
+        raise ValueError(
+            "is not a topic to subscribe to. Write levels joined by slashes, where + stands for any one and # at the "
+            'end for all further, without $ at the front, like "lines/+/images".',
+        )
+    return text
+
+
+def _group(text: str) -> str:
+    return _name(text) if text else text
 
 
 def _host(text: str) -> str:
@@ -114,6 +132,22 @@ def _each_once(parts: tuple[str, ...]) -> tuple[str, ...]:
     if twice := [part for number, part in enumerate(parts) if part in parts[:number]]:
         raise ValueError(f'names "{twice[0]}" twice. Name each part once.')
     return parts
+
+
+def _crop(value: object) -> object:
+    # TOML has no tuples; True and False are integers to Python alone.
+    numbers = value if isinstance(value, list | tuple) else ()
+    if len(numbers) != 4 or any(type(number) is not int for number in numbers):  # noqa: PLR2004 -- x, y, width, height
+        raise ValueError("is no crop. Write four whole numbers, [x, y, width, height].")
+    if min(numbers[:2]) < 0 or min(numbers[2:]) < 1 or max(numbers) > 65_536:  # noqa: PLR2004 -- no camera sees more
+        raise ValueError("is no crop. Give x and y from 0, width and height from 1, in pixels.")
+    return tuple(numbers)
+
+
+def _turn(value: object) -> object:
+    if type(value) is not int or value not in {0, 90, 180, 270}:
+        raise ValueError("is no such turn. Write 0, 90, 180 or 270, without quotes.")
+    return value
 
 
 Name = Annotated[str, AfterValidator(_name)]
@@ -388,8 +422,50 @@ class VideoSource(Section):
     stall_s: float = Field(default=1.0, ge=0.2, le=3600, description=_STALL)
 
 
-Source = Annotated[FolderSource | GenicamSource | VideoSource, Field(discriminator="type")]
+class MqttSource(Section):
+    """Parts arrive as MQTT messages at the broker of [mqtt], each answered there."""
+
+    type: Literal["mqtt"] = Field(description='Where images come from: "mqtt", messages with an image file in each.')
+    topic: Annotated[str, AfterValidator(_topic_filter)] = Field(
+        description="Where they are published, outside of topic_prefix; + and # are wildcards.",
+    )
+    group: Annotated[str, AfterValidator(_group)] = Field(
+        default="",
+        description="Name in common of the daemons that share these images, each image going to one; default: none.",
+    )
+    window: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Images that the broker may send before the first has its verdict, by MQTT 5.",
+    )
+    absence_s: int = Field(
+        default=3600,
+        ge=1,
+        le=31_536_000,
+        description="Seconds for which the broker keeps images for this daemon while it is away, by MQTT 5.",
+    )
+
+
+Source = Annotated[FolderSource | GenicamSource | VideoSource | MqttSource, Field(discriminator="type")]
 """Every kind of source, told apart by `type`."""
+
+
+class Framing(Section):
+    """What is done to each image before anything else sees it. The flat field is an image, not looked at here."""
+
+    flat_field: ConfiguredPath | None = Field(
+        default=None,
+        description="Image of an evenly lit white surface, as large as the source's; it evens the light out.",
+    )
+    crop: Annotated[tuple[int, int, int, int], BeforeValidator(_crop)] | None = Field(
+        default=None,
+        description="What is kept, [x, y, width, height] in pixels of the source's image; default: all.",
+    )
+    rotate: Annotated[Literal[0, 90, 180, 270], BeforeValidator(_turn)] = Field(
+        default=0,
+        description="By how many degrees clockwise what is kept is turned: 0, 90, 180 or 270.",
+    )
 
 
 class Challenge(Section):
@@ -510,6 +586,10 @@ class Station(Section):
         description="Whether results of triggers must be acknowledged; with 8 unacknowledged no trigger is accepted.",
     )
     source: Source = Field(description="Where the images of the station come from.")
+    framing: Framing = Field(
+        default_factory=Framing,
+        description="What is done to each image before anything else sees it; after a change, calibrate again.",
+    )
     regions: Regions = Field(
         default_factory=Regions,
         description="Where a defect may be and how large it must be; after a change, calibrate again.",

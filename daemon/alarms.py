@@ -25,6 +25,7 @@ class AlarmId(StrEnum):
     DRIFT = "DRIFT"
     CHALLENGE_DUE = "CHALLENGE_DUE"
     NOT_CALIBRATED = "NOT_CALIBRATED"
+    VIEW_MISSING = "VIEW_MISSING"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,13 @@ DEFINITIONS: Mapping[AlarmId, Definition] = {
         "Calibrate again with more good parts.",
         on_s=0,
         off_s=0,
+    ),
+    AlarmId.VIEW_MISSING: Definition(
+        2,
+        "a view of a part is missing; the part is rejected",
+        "Look at the station that is named: its camera, its triggers, its ids.",
+        on_s=0,
+        off_s=60,
     ),
 }
 """Every alarm there is."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -13,14 +14,19 @@ from calibration.calibration import Calibration
 from config import schema
 from config.credentials import read_credentials
 from config.load import ConfigError
+from daemon import images
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.channel import Overflow
+from daemon.contract import Identity
+from daemon.framing import Framing, FramingError
 from daemon.link import Broker, DeliveryError
 from daemon.outbox import Outbox
 from daemon.regions import PLAIN, RegionDetector, Rule, load_mask
 from daemon.sources.base import Source
 from daemon.sources.folder import FolderSource, Order
+from daemon.sources.framed import framed
 from daemon.sources.genicam import GenicamSource, Incomplete
+from daemon.sources.mqtt import MqttSource
 from daemon.sources.session import Exposure
 from daemon.sources.video import VideoSource, shown
 from daemon.stats import Drop
@@ -33,12 +39,31 @@ CALIBRATION = "calibration.json"
 log = structlog.get_logger()
 
 
-def build_source(station: schema.Station, state_dir: Path, outbox: Outbox, lost: Callable[[Drop, int], None]) -> Source:
-    """Where the station's frames come from; it tells `lost` what got away from it, and how many.
+def build_source(
+    station: schema.Station,
+    state_dir: Path,
+    outbox: Outbox,
+    lost: Callable[[Drop, int], None],
+    broker: Callable[[], Broker],
+    identity: Identity,
+) -> Source:
+    """Where the station's frames come from, framed; it tells `lost` what got away from it, and how many.
 
     Raises:
-        ConfigError: options of the source do not go together.
+        ConfigError: options of the source do not go together, or the framing cannot be used.
     """
+    source = _build_source(station, state_dir, outbox, lost, broker, identity)
+    return framed(source, build_framing(station.framing))
+
+
+def _build_source(
+    station: schema.Station,
+    state_dir: Path,
+    outbox: Outbox,
+    lost: Callable[[Drop, int], None],
+    broker: Callable[[], Broker],
+    identity: Identity,
+) -> Source:
     match station.source:
         case schema.FolderSource() as source:
             return FolderSource(
@@ -57,6 +82,16 @@ def build_source(station: schema.Station, state_dir: Path, outbox: Outbox, lost:
             )
         case schema.GenicamSource() | schema.VideoSource() as source:
             return build_camera(station.name, source, lost)
+        case schema.MqttSource() as source:
+            return MqttSource(
+                broker,
+                identity,
+                source.topic,
+                answer_again=partial(outbox.tell_again, station.name),
+                group=source.group,
+                window=source.window,
+                absence_s=source.absence_s,
+            )
         case _ as unknown:
             assert_never(unknown)
 
@@ -64,7 +99,7 @@ def build_source(station: schema.Station, state_dir: Path, outbox: Outbox, lost:
 def build_camera(
     station: str, source: schema.GenicamSource | schema.VideoSource, lost: Callable[[Drop, int], None]
 ) -> Source:
-    """The camera or video that a station looks through.
+    """The camera or video that a station looks through, not framed yet.
 
     Raises:
         ConfigError: options of the source do not go together.
@@ -102,7 +137,7 @@ def build_camera(
 
 
 def place_of(source: schema.Source) -> str:
-    """Which folder or camera a source is, without what is secret."""
+    """Which folder, camera or topic a source is, without what is secret."""
     match source:
         case schema.FolderSource():
             return str(source.path)
@@ -110,15 +145,36 @@ def place_of(source: schema.Source) -> str:
             return source.camera
         case schema.VideoSource():
             return shown(source.place)
+        case schema.MqttSource():
+            return f"{source.topic} in group {source.group}" if source.group else source.topic
         case _ as unknown:
             assert_never(unknown)
 
 
 def overflow_of(source: schema.Source) -> Overflow:
-    """What becomes of parts that come faster than they are judged; a folder waits."""
-    if isinstance(source, schema.FolderSource):
+    """What becomes of parts that come faster than they are judged; those in a folder or at a broker wait."""
+    if isinstance(source, schema.FolderSource | schema.MqttSource):
         return Overflow.WAIT
     return {"drop": Overflow.DROP_OLDEST, "reject": Overflow.EXCEED, "wait": Overflow.WAIT}[source.overflow]
+
+
+def build_framing(framing: schema.Framing) -> Framing:
+    """What is done to a station's images, with the flat field read.
+
+    Raises:
+        ConfigError: the flat field cannot be used, or not with this crop.
+    """
+    file = framing.flat_field
+    try:
+        flat_field = None if file is None else images.read(file)
+        return Framing(flat_field, framing.crop, framing.rotate)
+    except images.UndecodableError as error:
+        fault = f"cannot be read as an image: {error}. Save it again as a PNG"
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror}). Put it there, readable by the daemon's user"
+    except FramingError as error:
+        fault = str(error)
+    raise ConfigError(f"[station.framing]: {'' if file is None else f'{file}: '}{fault}")
 
 
 def build_rule(regions: schema.Regions) -> Rule:
@@ -164,12 +220,12 @@ def build_detector(folder: Path, device: str = "auto", threads: int = 0, rule: R
 
 
 def load_calibration(folder: Path, detector: Detector) -> Calibration:
-    """The calibration beside a model that inspects everything.
+    """The calibration beside a model that inspects everything, however its images were framed.
 
     Raises:
         CalibrationError: none, torn, edited, another model's, or made with region rules.
     """
-    return store.load(folder / CALIBRATION, detector.fingerprint)
+    return store.load(folder / CALIBRATION, detector.fingerprint, framing=None)
 
 
 def build_challenge(challenge: schema.Challenge, station: str, state_dir: Path) -> Challenge:

@@ -69,11 +69,14 @@ class Lanes(Generic[T]):
         """Whether a lane holds as much as it may."""
         return len(self._lanes[name]) >= self._capacity
 
-    def batches(self, limit: int) -> Iterator[list[T]]:
-        """Take what is there, 1 to `limit` things at a time, waiting only for the first; ends after `close`."""
+    def batches(self, limit: int, patience_s: Callable[[], float | None] = lambda: None) -> Iterator[list[T]]:
+        """Take what is there, 1 to `limit` things at a time, waiting only for the first; ends after `close`.
+
+        Where the taker has patience for so many seconds only, an empty batch says that they are over.
+        """
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or any(self._lanes.values()))
+                self._changed.wait_for(lambda: self._closed or any(self._lanes.values()), patience_s())
                 batch: list[T] = []
                 while len(batch) < limit and any(self._lanes.values()):
                     lane = self._lanes[self._turns[0]]
@@ -81,7 +84,8 @@ class Lanes(Generic[T]):
                     if lane:
                         batch.append(lane.popleft())
                 self._changed.notify_all()
-            if not batch:
+                ended = self._closed and not batch
+            if ended:
                 return
             yield batch
 

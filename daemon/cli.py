@@ -86,7 +86,7 @@ def run(config: ConfigOption) -> None:
 @app.command()
 def check(config: ConfigOption) -> None:
     """Try everything `run` needs but the broker and the camera; exit status 78 if something is wrong."""
-    from daemon.build import place_of
+    from daemon.build import build_framing, place_of
 
     settings = load(config)
     faults: list[str] = []
@@ -101,10 +101,15 @@ def check(config: ConfigOption) -> None:
     if not state.is_dir() or not os.access(state, os.W_OK | os.X_OK):
         faults.append(f"state_dir: {settings.state_dir} cannot be written by this user; give it to the daemon's")
     for station in settings.stations:
+        try:
+            framing = build_framing(station.framing).fingerprint
+        except ConfigError as error:
+            faults.append(f"station {station.name}: {error}")
+            framing = None
         for recipe in station.recipes:
             place = f"station {station.name}" + (f", recipe {recipe.name}" if station.own_recipes else "")
             try:
-                _check_judgement(place, recipe, settings)
+                _check_judgement(place, recipe, settings, framing)
             except (ArtifactError, CalibrationError, ConfigError) as error:
                 faults.append(f"{place}: {error}")
         try:
@@ -146,13 +151,13 @@ def _tell_broker(mqtt: Mqtt) -> None:
     _tell("[green]ok[/]  " if safe else "[yellow]weak[/]", f"broker {mqtt.host}:{mqtt.port} {how}, {user}")
 
 
-def _check_judgement(place: str, recipe: Recipe, settings: Settings) -> None:
-    """Load what judges the parts at a place, and say what it promises."""
+def _check_judgement(place: str, recipe: Recipe, settings: Settings, framing: str | None) -> None:
+    """Load what judges the parts at a place, and say what it promises; the framing is None where it is at fault."""
     from daemon.build import build_detector, build_rule
 
     rule = build_rule(recipe.regions)
     detector = build_detector(recipe.model, settings.device, settings.threads, rule)
-    calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint)
+    calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint, framing)
     missing, made = shortage(calibration), calibration.provenance
     mark = "[yellow]weak[/]" if missing else "[green]ok[/]  "
     _tell(mark, f"{place}: model {recipe.model}, {promise(calibration)}")

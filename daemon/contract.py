@@ -18,7 +18,7 @@ from typing import Any
 from calibration.calibration import Calibration
 from calibration.drift import Reading
 from daemon.challenge import ChallengeStatus
-from daemon.messages import Decision, Outcome, Reason, Scalar, Verdict
+from daemon.messages import Decision, Outcome, Reason, Scalar, Verdict, View
 from daemon.regions import Region
 from daemon.wire import NOT_MEASURED, encode, epoch_ms, iso, number, text
 
@@ -227,6 +227,7 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
         },
         "source": text(capture.origin, _SOURCE, keep_end=True),
         "frame_id": capture.frame_id,
+        "views": [_view(view) for view in verdict.views],
         "replayed": False,
     }
     while len(payload := encode(content)) > VERDICT_LIMIT and regions:
@@ -417,6 +418,16 @@ def _region(region: Region) -> dict[str, Any]:
         "area_px": number(region.area_px, 1),
         "peak": number(region.peak, 3),
         "mean": number(region.mean, 3),
+    }
+
+
+def _view(view: View) -> dict[str, Any]:
+    return {
+        "station": view.station,
+        "id": view.id,
+        "seq": view.seq,
+        "verdict_code": view.outcome.value,
+        "score": number(NOT_MEASURED if view.ratio is None else view.ratio),
     }
 
 

@@ -58,6 +58,17 @@ def unkept(outbox: Outbox, station: str) -> list[Trigger]:
     return [promised.get(number) or Trigger(str(ULID.from_datetime(now)), number, now, "") for number in numbers]
 
 
+def standing(outbox: Outbox, station: str, first: Mode) -> Mode:
+    """What a station does after a start: what a command has last told it, or else the first mode.
+
+    A station that was halted, by a person in its light barrier perhaps, must not begin again for a restart.
+    """
+    told = outbox.mode(station)
+    if told is not None and told != first:
+        log.warning("a command has told the station what to do, which still holds", station=station, mode=told)
+    return first if told is None else Mode(told)
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What a command will be answered, and what is done once that is on disk.
@@ -163,7 +174,7 @@ class Control:
         """Do what changes the station, once the answer to it is on disk."""
         plan = self._plan(request, now)
         payload = self._encode(request, plan, now)
-        self._outbox.answer(self._answer(request, payload, now), recipe=plan.recipe)
+        self._outbox.answer(self._answer(request, payload, now), recipe=plan.recipe, mode=plan.to)
         if plan.do is not None:
             plan.do()
         reply(payload)

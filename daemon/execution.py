@@ -112,6 +112,13 @@ class Execution:
         with self._changed:
             return self._changed.wait_for(self._wants, wait_s)
 
+    @property
+    def since(self) -> datetime | None:
+        """When the trigger that waits for its part came, less what clocks may differ by; None where all are wanted."""
+        with self._changed:
+            capturing = [one.trigger.at for one in self._waiting if one.refusal is None and one.deadline is not None]
+            return None if self._mode is Mode.CONTINUOUS or not capturing else capturing[0] - _GRAIN
+
     def become(self, mode: Mode, *, abort: bool = False) -> None:
         """Go over to another mode; out of Ready, triggers that wait for their parts are refused.
 

@@ -49,7 +49,7 @@ class Framing:
         if self.crop is not None and (min(self.crop[:2]) < 0 or min(self.crop[2:]) < 1):
             raise FramingError(f"crop = {list(self.crop)}: give x and y from 0, width and height from 1")
         if self.flat_field is not None:
-            object.__setattr__(self, "_gain", self._cut(_gain(self.flat_field, self._cut(self.flat_field))))
+            object.__setattr__(self, "_gain", _gain(self.flat_field, self._cut(self.flat_field)))
 
     @property
     def is_plain(self) -> bool:
@@ -112,15 +112,16 @@ PLAIN = Framing()
 
 
 def _gain(flat: Image, kept: Image) -> NDArray[np.float32]:
-    """What each pixel and channel is multiplied by; `kept` is what of the flat field is looked at."""
+    """What each pixel and channel that is kept is multiplied by; the mean is of the whole flat field."""
     mean = flat.mean(axis=(0, 1))
-    dead = int((kept < DEAD * mean).any(axis=2).sum()) if mean.all() else kept.shape[0] * kept.shape[1]
+    # Where all is black the mean is 0, and nothing would be below it.
+    dead = int((kept < np.maximum(DEAD * mean, 1)).any(axis=2).sum())
     if dead:
         raise FramingError(
             f"{dead} pixels are darker than {DEAD:.0%} of the mean, so that nothing could be made of them: take the "
             "image anew of a white surface, evenly lit, without the lens cap, or crop those pixels away"
         )
-    return np.asarray(mean / np.maximum(flat, 1), np.float32)
+    return np.asarray(mean / kept, np.float32)
 
 
 def _size(image: Image) -> str:

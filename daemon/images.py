@@ -1,16 +1,18 @@
-"""Files of images → pixels. The daemon, training, calibration and evaluation read through here and see the same.
+"""Files of images → pixels, and back. The daemon, training, calibration and evaluation read through here and see the same.
 
 PNG, JPEG, BMP and TIFF, 8 or 16 bits a channel; of several pages, the first. Pillow decodes them all: it reads sizes
 before pixels, honours EXIF, and refuses a JPEG that was cut off, which OpenCV completes with grey.
 """
 
 import warnings
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from detectors.base import Image
 
@@ -27,6 +29,7 @@ MAX_BYTES = 8 * MAX_PIXELS
 """The largest file: four channels of 16 bits for each pixel allowed. More is refused before anything is read."""
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_START_OF_PNG = b"\x89PNG\r\n\x1a\n"
 _START_OF_JPEG, _START_OF_SCAN, _END_OF_JPEG = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
 Pillow.MAX_IMAGE_PIXELS = None  # its own limit would speak before ours does, in words for a programmer
@@ -47,6 +50,35 @@ def read(path: Path) -> Image:
     if path.stat().st_size > MAX_BYTES:
         raise UndecodableError(f"the file is larger than the limit of {MAX_BYTES} bytes")
     return decode(path.read_bytes())
+
+
+def notes(path: Path) -> Mapping[str, str]:
+    """What is noted in a PNG ahead of its pixels, by keyword; nothing in other files, whole or not.
+
+    Raises:
+        OSError: the file is missing or may not be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_START_OF_PNG)) != _START_OF_PNG:
+            return {}
+        file.seek(0)
+        try:
+            with Pillow.open(file, formats=("PNG",)) as picture:
+                return {key: text for key, text in picture.info.items() if isinstance(text, str)}
+        except Exception:  # noqa: BLE001 -- as in `decode`, which says what is wrong with it
+            return {}
+
+
+def write_png(path: Path, image: Image, notes: Mapping[str, str]) -> None:
+    """Write an image with notes, by keyword, in Latin-1.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    noted = PngInfo()
+    for key, text in notes.items():
+        noted.add_text(key, text)
+    Pillow.fromarray(image).save(path, "PNG", pnginfo=noted, compress_level=1)  # smaller takes several times as long
 
 
 def decode(data: bytes) -> Image:

@@ -164,6 +164,7 @@ class Link:
         self._received: deque[Received] = deque()
         self._delivered: deque[Delivered] = deque()
         self._owed: dict[int, bool] = {}  # messages without our acknowledgement, in order; True once it may be sent
+        self._overflown = 0
         self._subscribed: dict[int, str] = {}
         self._denied: list[int] = []
         self._blamed = False
@@ -307,6 +308,12 @@ class Link:
                 for owed in ready:
                     self._client.ack(owed, 1)
 
+    def take_overflown(self) -> int:
+        """How many messages have been let go of since the last call, for too many were waiting."""
+        with self._changed:
+            overflown, self._overflown = self._overflown, 0
+        return overflown
+
     def take_acknowledged(self, wait_s: float) -> set[int]:
         """Numbers acknowledged since the last call; waits a while for the first, `wake` or the loss ends the wait."""
         with self._changed:
@@ -441,6 +448,8 @@ class Link:
                 self._owed[message.mid] = False
             elif len(self._received) < RECEIVED:
                 self._received.append(received)
+            else:
+                self._overflown += 1
             self._woken = True
             self._changed.notify_all()
 

@@ -38,7 +38,10 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Where whoever sent a part waits for its verdict, and what shall come back with it."""
+    """Where whoever sent a part waits for its verdict, "" if nobody does, and what shall come back with it.
+
+    A part with a reply may be sent again; its verdict is remembered for a while, so that it is not judged again.
+    """
 
     topic: str
     correlation: bytes | None = None
@@ -99,6 +102,7 @@ class Reason(Enum):
     QUEUE_OVERRUN = 303
     DECODE_FAILED = 304
     ABORTED = 305
+    VIEW_MISSING = 307
     MODEL_ERROR = 400
     CHALLENGE_FAILED = 501
 
@@ -149,11 +153,22 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """What a group's verdict says of one view that it was made of: whose and which verdict, and its score."""
+
+    station: str
+    id: str
+    seq: int
+    outcome: Outcome
+    ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """A decision with its place in the record: `seq` counts a station's verdicts from 1 without a gap.
 
     `regions` is where a measured part is above the threshold, the highest peak first. `challenge`: the part is one of
-    the challenge test's.
+    the challenge test's. `views` are those of a part that several stations have seen, in a group's verdict alone.
     """
 
     seq: int
@@ -163,3 +178,4 @@ class Verdict:
     latency: Latency
     regions: tuple[Region, ...] = ()
     challenge: bool = False
+    views: tuple[View, ...] = ()

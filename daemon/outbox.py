@@ -22,7 +22,7 @@ ANSWER = "answer"
 """Stands for the leaf of a message that goes elsewhere."""
 
 REMEMBERED = 4096
-"""Of how many parts that were to be answered the verdicts are remembered: some 6 MB."""
+"""Of how many parts that may be sent again the verdicts are remembered: some 6 MB."""
 
 log = structlog.get_logger()
 
@@ -54,6 +54,7 @@ CREATE TABLE IF NOT EXISTS answer (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS answer_age ON answer (at_ms);
 CREATE TABLE IF NOT EXISTS recipe (station TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS mode (station TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
 """
 # A verdict that an earlier version kept without its outcome counts as ERROR: what may not have passed is kept longest.
 _OUTCOME = "ALTER TABLE entry ADD COLUMN outcome TEXT NOT NULL DEFAULT 'ERROR'"
@@ -198,7 +199,7 @@ class Outbox:
                 change.entries[entry.station] += 1
                 if entry.reply is not None:
                     self._remember(entry.id, entry.payload)
-                    self._tell(entry.station, ANSWER, entry.payload, change, entry.reply)
+                    self._answer(entry.station, entry.payload, entry.reply, change)
             self._db.executemany("DELETE FROM unsettled WHERE id = ?", [(i,) for i in settled])
             self._db.executemany("DELETE FROM promise WHERE id = ?", [(i,) for i in promised])
             self._make_room(self._waiting.entries.total() + len(entries) - self._max_rows, change)
@@ -220,7 +221,7 @@ class Outbox:
             self._tell(station, leaf, payload, change)
 
     def tell_again(self, station: str, capture_id: str, reply: Reply) -> bool:
-        """Answer once more with a verdict that is remembered; False if none of this id is.
+        """Answer a part once more with the verdict that is remembered; False if none of this id is.
 
         Raises:
             OutboxError: it was not stored; try again.
@@ -229,7 +230,7 @@ class Outbox:
             row = self._db.execute("SELECT payload FROM remembered WHERE id = ?", (capture_id,)).fetchone()
         if row is not None:
             with self._transaction() as change:
-                self._tell(station, ANSWER, row[0], change, reply)
+                self._answer(station, row[0], reply, change)
         return row is not None
 
     def tell_gap(self, station: str, leaf: str, encode: Callable[[Gap], bytes]) -> bool:
@@ -248,8 +249,10 @@ class Outbox:
             self._tell(station, leaf, encode(Gap(*row)), change)
         return True
 
-    def answer(self, answer: Answer, promise: Promise | None = None, recipe: str | None = None) -> None:
-        """Store what a command is answered, what that promises, and the recipe that it prepares, in one durable commit.
+    def answer(
+        self, answer: Answer, promise: Promise | None = None, *, recipe: str | None = None, mode: str | None = None
+    ) -> None:
+        """Store what a command is answered and what that promises, prepares and leads to, in one durable commit.
 
         Raises:
             OutboxError: nothing was stored.
@@ -268,6 +271,8 @@ class Outbox:
                 self._db.execute("INSERT INTO promise VALUES (?, ?, ?)", (promise.id, promise.station, promise.content))
             if recipe is not None:
                 self._db.execute("INSERT OR REPLACE INTO recipe VALUES (?, ?)", (answer.station, recipe))
+            if mode is not None:
+                self._db.execute("INSERT OR REPLACE INTO mode VALUES (?, ?)", (answer.station, mode))
 
     def answered(self, station: str, cmd_id: str, now_ms: int) -> bytes | None:
         """What a command of this id was answered in the last day; None if it is new."""
@@ -287,9 +292,11 @@ class Outbox:
 
     def prepared(self, station: str) -> str | None:
         """The recipe that a station has prepared; None if none ever was."""
-        with self._reading():
-            row = self._db.execute("SELECT name FROM recipe WHERE station = ?", (station,)).fetchone()
-        return None if row is None else str(row[0])
+        return self._standing("recipe", station)
+
+    def mode(self, station: str) -> str | None:
+        """What a command has told a station to do; None if none ever did."""
+        return self._standing("mode", station)
 
     def entries(self, station: str, after: int, limit: int) -> list[Entry]:
         """Verdicts of a station that wait for their acknowledgement, oldest first, behind number `after`."""
@@ -377,6 +384,11 @@ class Outbox:
         with self._lock:
             self._db.close()
 
+    def _standing(self, what: str, station: str) -> str | None:
+        with self._reading():
+            row = self._db.execute(f"SELECT name FROM {what} WHERE station = ?", (station,)).fetchone()  # noqa: S608 -- our words
+        return None if row is None else str(row[0])
+
     def _last_seq(self, station: str) -> int:
         row = self._db.execute("SELECT seq FROM station WHERE name = ?", (station,)).fetchone()
         return int(row[0]) if row else 0
@@ -393,6 +405,10 @@ class Outbox:
             "INSERT OR REPLACE INTO remembered (id, payload) VALUES (?, ?)", (capture_id, payload)
         )
         self._db.execute("DELETE FROM remembered WHERE number <= ?", ((cursor.lastrowid or 0) - REMEMBERED,))
+
+    def _answer(self, station: str, payload: bytes, reply: Reply, change: _Change) -> None:
+        if reply.topic:
+            self._tell(station, ANSWER, payload, change, reply)
 
     def _tell(self, station: str, leaf: str, payload: bytes, change: _Change, reply: Reply | None = None) -> None:
         topic, correlation = (None, None) if reply is None else (reply.topic, reply.correlation)

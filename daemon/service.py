@@ -30,6 +30,7 @@ from daemon.build import (
     build_broker,
     build_challenge,
     build_detector,
+    build_framing,
     build_rule,
     build_source,
     overflow_of,
@@ -37,7 +38,7 @@ from daemon.build import (
 )
 from daemon.channel import Channel, Overflow
 from daemon.contract import TOPICS, Identity, Message, Picture, Quality, StationState, encode_state
-from daemon.control import Control, unkept
+from daemon.control import Control, standing, unkept
 from daemon.execution import Execution, Mode
 from daemon.health import StationHealth
 from daemon.link import Broker
@@ -94,7 +95,7 @@ class _Life:
         self._failures: list[BaseException] = []
         self._notes: deque[tuple[str, Message]] = deque()
         self._delivering = Lock()
-        self._challenges: dict[str, str] = {}
+        self._challenges: dict[tuple[str, str], str] = {}
         self._detectors: dict[tuple[Path, str], Detector] = {}
         broker = build_broker(settings.mqtt)
         self._pictures = PictureSink(broker, settings.node)
@@ -175,7 +176,7 @@ class _Life:
         built = [self._build_recipe(station, index, recipe) for index, recipe in enumerate(station.recipes, start=1)]
         recipes = Recipes(built, outbox.prepared(name))
         last_seq = outbox.last_seq(name)
-        mode = {"continuous": Mode.CONTINUOUS, "triggered": Mode.READY}[station.mode]
+        mode = standing(outbox, name, {"continuous": Mode.CONTINUOUS, "triggered": Mode.READY}[station.mode])
         execution = Execution(
             name,
             mode,
@@ -216,7 +217,7 @@ class _Life:
             actuation_ttl_s=mqtt.actuation_ttl_s,
             replay_rate=mqtt.replay_rate,
         )
-        source = build_source(station, self._settings.state_dir, outbox, health.lost)
+        source = build_source(station, self._settings.state_dir, outbox, health.lost, broker, identity())
         overflow = overflow_of(station.source)
         return Station(name, source, recipes, sink, health, execution, mqtt.actuation_ttl_s, overflow)
 
@@ -228,7 +229,8 @@ class _Life:
         if key not in self._detectors:  # stations that judge alike share one, and are judged together
             self._detectors[key] = build_detector(recipe.model, settings.device, settings.threads, rule)
         detector = self._detectors[key]
-        calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint)
+        framing = build_framing(station.framing).fingerprint
+        calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint, framing)
         if missing := shortage(calibration):
             log.warning(
                 "too few good parts for the false-reject rate that was asked for", station=station.name, reason=missing
@@ -293,9 +295,10 @@ class _Life:
                     "alarm", station=name, alarm=change.alarm.id, active=change.active, detail=change.alarm.detail
                 )
                 self._notes.append((name, encode_alarm(station.recipes.current.identity, change, datetime.now(UTC))))
-            test = station.health.quality.report().challenge
-            if test and self._challenges.setdefault(name, test.status) != test.status:
-                self._challenges[name] = test.status
+            recipe = station.recipes.current
+            test = recipe.quality.report().challenge
+            if test and self._challenges.setdefault((name, recipe.name), test.status) != test.status:
+                self._challenges[name, recipe.name] = test.status
                 self._note(name, EventKind.CHALLENGE, test.status, test.detail)
         self._deliver_notes()
 

@@ -1,7 +1,6 @@
 """The commands that choose a threshold, put it in force, and take it back."""
 
 import getpass
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from calibration.threshold import Method
 from daemon import canaries
 from daemon.desk import card, dataset
 from daemon.desk.dataset import DatasetError
+from daemon.desk.lens import Lens, sha256
 from daemon.desk.target import ConfigOption, ModelOption, RecipeOption, StationOption, Target, find, model_alone
 from daemon.terminal import Device, DeviceOption, out, progress
 from detectors.base import Detector, Image
@@ -116,14 +116,17 @@ def calibrate(
         held = not_learned(target.model, dataset.good_images(good), good)
         digests = _each_once(held, present.images if add and present else ())
         groups = [] if group is None else _groups(list(digests), group)
-        survey = _survey(detector, digests, groups, present if add else None)
-        found = _fit(target, detector, survey, how, by)
+        lens = target.lens(list(digests))
+        if add and present is not None:
+            target.fitting(present, lens.fingerprint)
+        survey = _survey(detector, lens, digests, groups, present if add else None)
+        found = _fit(target, detector, lens, survey, how, by)
     elif present is not None and what_if:
         found = asked_again(present, **asdict(how))
     else:
         raise typer.BadParameter("--good is missing: a folder of images of good parts")
     if what_if:
-        bad = _scores(detector, dataset.good_images(defects)) if defects and detector else []
+        bad = _scores(target, detector, dataset.good_images(defects), found) if defects and detector else []
         out.print(_what_if(found, bad))
     elif present is None:
         out.print(describe(found), markup=False, soft_wrap=True)
@@ -136,8 +139,9 @@ def calibrate_new(model: Path, held: Sequence[Path], alpha: float, device: Devic
     """Calibrate a model that was just trained, and put that in force."""
     target = model_alone(model, device)
     detector = target.detector()
-    survey = _survey(detector, _each_once(held, ()), [], None)
-    calibration = _fit(target, detector, survey, _How(alpha), None)
+    lens = target.lens(held)
+    survey = _survey(detector, lens, _each_once(held, ()), [], None)
+    calibration = _fit(target, detector, lens, survey, _How(alpha), None)
     out.print(describe(calibration), markup=False, soft_wrap=True)
     _put_in_force(calibration, target)
 
@@ -230,7 +234,7 @@ def _each_once(paths: Sequence[Path], known: Sequence[str]) -> dict[Path, str]:
     seen = set(known)
     kept: dict[Path, str] = {}
     for path in paths:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256(path)
         if digest not in seen:
             seen.add(digest)
             kept[path] = digest
@@ -242,11 +246,11 @@ def _each_once(paths: Sequence[Path], known: Sequence[str]) -> dict[Path, str]:
 
 
 def _survey(
-    detector: Detector, digests: Mapping[Path, str], groups: Sequence[str], present: Calibration | None
+    detector: Detector, lens: Lens, digests: Mapping[Path, str], groups: Sequence[str], present: Calibration | None
 ) -> _Survey:
     """Score images, and put them to those of a calibration if there is one."""
     scores, glances = [], []
-    for image in _read(list(digests), "calibrating"):
+    for image in _read(lens, list(digests), "calibrating"):
         scores.append(detector.predict([image])[0].anomaly_score)
         glances.append(canaries.glance(image))
     looks = canaries.appearance(glances, None if present is None else present.appearance)
@@ -268,7 +272,7 @@ def _joined(present: Calibration, detector: Detector, survey: _Survey) -> _Surve
     return _Survey(scores, groups, images, survey.appearance)
 
 
-def _fit(target: Target, detector: Detector, survey: _Survey, how: _How, by: str | None) -> Calibration:
+def _fit(target: Target, detector: Detector, lens: Lens, survey: _Survey, how: _How, by: str | None) -> Calibration:
     return fit(
         survey.scores,
         **asdict(how),
@@ -282,6 +286,7 @@ def _fit(target: Target, detector: Detector, survey: _Survey, how: _How, by: str
             engine=detector.engine,
             regions=target.rule.fingerprint,
             made_by=_user() if by is None else by,
+            framing=lens.fingerprint,
         ),
     )
 
@@ -294,7 +299,8 @@ def _put_in_force(calibration: Calibration, target: Target) -> None:
 
 def _write_card(calibration: Calibration, target: Target) -> Path:
     """Write the card of what is about to come into force and will be loaded: none shall be in force without it."""
-    store.require(calibration, target.fingerprint, target.rule.fingerprint, target.path)
+    made = calibration.provenance.framing
+    target.fitting(calibration, made if target.framing is None else target.framing.fingerprint)
     return card.write(calibration, target.path.with_suffix(".html"), model_name=target.model.name)
 
 
@@ -363,15 +369,17 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _scores(detector: Detector, paths: Sequence[Path]) -> list[float]:
-    return [detector.predict([image])[0].anomaly_score for image in _read(paths, "scoring bad parts")]
+def _scores(target: Target, detector: Detector, paths: Sequence[Path], good: Calibration) -> list[float]:
+    lens = target.lens(paths)
+    target.fitting(good, lens.fingerprint)
+    return [detector.predict([image])[0].anomaly_score for image in _read(lens, paths, "scoring bad parts")]
 
 
-def _read(paths: Sequence[Path], doing: str) -> Iterator[Image]:
+def _read(lens: Lens, paths: Sequence[Path], doing: str) -> Iterator[Image]:
     with progress() as bar:
         task = bar.add_task(doing, total=len(paths), note="")
         for path in paths:
-            yield dataset.read_image(path)
+            yield lens.read(path)
             bar.advance(task)
 
 

@@ -135,6 +135,7 @@ def _origin(calibration: Calibration) -> ET.Element:
         _row("Model", node("code", made.model), node("small", "weights, preprocessing and scoring")),
         _row("Engine", made.engine or "not recorded"),
         _row("Regions", node("code", made.regions) if made.regions else "none"),
+        _row("Framing", node("code", made.framing) if made.framing else "none"),
     ]
     return node("table", *rows, class_="listed")
 

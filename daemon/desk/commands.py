@@ -19,7 +19,9 @@ from daemon import images, judgement, schemas
 from daemon.desk import dataset
 from daemon.desk.calibrating import AlphaOption, calibrate_new, not_learned
 from daemon.desk.dataset import DatasetError
+from daemon.desk.lens import of_all
 from daemon.desk.target import ConfigOption, ModelOption, RecipeOption, StationOption, find
+from daemon.framing import FramingError
 from daemon.images import UndecodableError
 from daemon.messages import Outcome
 from daemon.terminal import EXIT_FAILED, Device, DeviceOption, err, out, progress
@@ -152,6 +154,7 @@ def train(
         learned, held = pool, dataset.good_images(calibration_good)
     else:
         learned, held = dataset.split(pool, alpha, seed)
+    of_all([*learned, *held])
     order = Order(
         detector,
         size,
@@ -249,7 +252,8 @@ def evaluate(
 
     items = dataset.labelled_images(data)
     target = find(model, config, station, device, recipe)
-    detector, calibration = target.load()
+    lens = target.lens([item.path for item in items])
+    detector, calibration = target.load(lens.fingerprint)
     known = len(items) - len(unseen(target.model, [item.path for item in items]))
     if known:
         out.print(
@@ -258,7 +262,7 @@ def evaluate(
         )
     with progress() as bar:
         task = bar.add_task("evaluating", total=len(items), note="")
-        found = measure(detector, calibration, items, lambda: bar.advance(task))
+        found = measure(detector, calibration, items, lambda: bar.advance(task), lens)
     if json_file is not None:
         provenance = {
             "model": detector.fingerprint,
@@ -286,7 +290,8 @@ def predict(
     from daemon.sources.names import free_path
 
     target = find(model, config, station, device, recipe)
-    detector, calibration = target.load()
+    lens = target.lens([path for path in image_files if path.is_file()])
+    detector, calibration = target.load(lens.fingerprint)
     if overlays is not None:
         overlays.mkdir(parents=True, exist_ok=True)
     table = Table("image", "verdict", "score / threshold", "p-value")
@@ -295,8 +300,8 @@ def predict(
     unreadable = 0
     for path in image_files:
         try:
-            image = images.read(path)
-        except (UndecodableError, OSError) as error:
+            image = lens.lacking(path).apply(images.read(path))
+        except (UndecodableError, FramingError, DatasetError, OSError) as error:
             unreadable += 1
             table.add_row(escape(str(path)), _badge(Outcome.ERROR), escape(str(error)), "")
             continue

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from calibration.calibration import CONFIDENCE
 from calibration.quantile import smallest_sample, smallest_tolerance_sample
 from daemon import images
+from daemon.desk import lens
 from daemon.desk.layouts import Category, DatasetError, Labelled, categories, image_files, read_category
+from daemon.framing import PLAIN, Framing, FramingError
 from detectors.base import Image
 
 __all__ = [
@@ -89,8 +91,8 @@ def split(paths: Sequence[Path], alpha: float, seed: int) -> tuple[list[Path], l
 
 
 def digest(paths: Sequence[Path]) -> str:
-    """SHA-256 over the contents of files, whatever their names and order."""
-    return digest_of([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
+    """SHA-256 over the contents of files, or of those they were framed of, whatever their names and order."""
+    return digest_of([lens.sha256(path) for path in paths])
 
 
 def digest_of(digests: Sequence[str]) -> str:
@@ -99,7 +101,7 @@ def digest_of(digests: Sequence[str]) -> str:
 
 
 def read_image(path: Path) -> Image:
-    """An image that has to be readable.
+    """An image that has to be readable, as it is, framed or not.
 
     Raises:
         DatasetError: it is not, and why.
@@ -110,26 +112,28 @@ def read_image(path: Path) -> Image:
         raise DatasetError(f"{path}: {error}; repair it or take it out of the folder") from error
 
 
-def read_mask(mask: Path | None, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def read_mask(mask: Path | None, shape: tuple[int, int], framing: Framing = PLAIN) -> NDArray[np.bool_]:
     """A ground-truth mask at the resolution of an anomaly map; False everywhere without a file.
 
     Any value but zero is defect, for some data sets write labels; of a folder the files are merged. A pixel counts as
     defective where more than half of what it covers is; of a file whose defect is too small for that the most covered
-    pixels stay, so that no defect vanishes.
+    pixels stay, so that no defect vanishes. A mask is cut and turned as its image is by `framing`.
 
     Raises:
         DatasetError: the mask cannot be read.
     """
     merged = np.zeros(shape, bool)
     for file in _files(mask):
-        merged |= _fit(_read_labels(file), shape)
+        merged |= _fit(_placed(file, framing), shape)
     return merged
 
 
-def read_regions(item: Labelled, shape: tuple[int, int]) -> list[tuple[NDArray[np.bool_], float]]:
+def read_regions(
+    item: Labelled, shape: tuple[int, int], framing: Framing = PLAIN
+) -> list[tuple[NDArray[np.bool_], float]]:
     """The regions of a part, fitted to an anomaly map as by `read_mask`, each with its saturation in pixels of the map.
 
-    Each file of the mask is one region. There is none where the data set defines no saturations.
+    Each file of the mask is one region, unless it is all cut away. There is none where the data set defines no saturations.
 
     Raises:
         DatasetError: a mask cannot be read, or the values of its pixels are not one with a saturation.
@@ -138,16 +142,17 @@ def read_regions(item: Labelled, shape: tuple[int, int]) -> list[tuple[NDArray[n
         return []
     regions = []
     for file in _files(item.mask):
-        labels = _read_labels(file)
+        labels, placed = _read_labels(file), _placed(file, framing)
         value, *others = np.unique(labels[labels > 0]).tolist() or [0]
         if others or value not in item.saturations:
             raise DatasetError(
                 f"{file} is not one region: its values {[value, *others]} are not one that defects_config.json gives a "
                 "saturation; use the files of the data set, or take that table away to do without AU-sPRO"
             )
-        mask, saturation = _fit(labels, shape), item.saturations[value]
-        whole = np.count_nonzero(mask) if saturation.relative else mask.size / labels.size
-        regions.append((mask, saturation.threshold * whole))
+        mask, saturation = _fit(placed, shape), item.saturations[value]
+        whole = np.count_nonzero(mask) if saturation.relative else mask.size / placed.size
+        if placed.any():
+            regions.append((mask, saturation.threshold * whole))
     return regions
 
 
@@ -161,6 +166,13 @@ def _read_labels(file: Path) -> NDArray[np.integer]:
     if truth is None:
         raise DatasetError(f"{file} is not a readable image")
     return np.asarray(truth.max(axis=2))
+
+
+def _placed(file: Path, framing: Framing) -> NDArray[np.integer]:
+    try:
+        return framing.place(_read_labels(file))
+    except FramingError as error:
+        raise DatasetError(f"{file}: {error}") from error
 
 
 def _fit(labels: NDArray[np.integer], shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from calibration import metrics
 from calibration.calibration import Calibration
 from daemon.desk import dataset
 from daemon.desk.dataset import Labelled
+from daemon.desk.lens import Lens
 from detectors.base import AnomalyMap, Detector
 
 
@@ -93,17 +94,25 @@ class Evaluation:
 
 
 def evaluate(
-    detector: Detector, calibration: Calibration, items: Sequence[Labelled], advance: Callable[[], None]
+    detector: Detector,
+    calibration: Calibration,
+    items: Sequence[Labelled],
+    advance: Callable[[], None],
+    lens: Lens = Lens(),  # noqa: B008 -- frozen
 ) -> Evaluation:
     """Judge every image once, in order, and measure; `advance` is called after each.
 
-    `items` hold at least one good and one bad part.
+    `items` hold at least one good and one bad part; `lens` shows them, and their masks.
     """
-    return figures(observe(detector, calibration, items, advance), calibration)
+    return figures(observe(detector, calibration, items, advance, lens), calibration)
 
 
 def observe(
-    detector: Detector, calibration: Calibration, items: Sequence[Labelled], advance: Callable[[], None]
+    detector: Detector,
+    calibration: Calibration,
+    items: Sequence[Labelled],
+    advance: Callable[[], None],
+    lens: Lens = Lens(),  # noqa: B008 -- frozen
 ) -> Observed:
     """Judge every image once, in order; `advance` is called after each."""
     parts: list[Judged] = []
@@ -112,16 +121,16 @@ def observe(
     regions: list[list[tuple[metrics.Mask, float]]] = []
     milliseconds: list[float] = []
     for item in items:
-        image = dataset.read_image(item.path)
+        image, framing = lens.read(item.path), lens.lacking(item.path)
         began = time.perf_counter()
         (prediction,) = detector.predict([image])
         milliseconds.append((time.perf_counter() - began) * 1000)
         score = prediction.anomaly_score
         parts.append(Judged(str(item.path), item.defect, score, not calibration.passes(score)))
         maps.append(prediction.anomaly_map)
-        mask = dataset.read_mask(item.mask, prediction.anomaly_map.shape)
+        mask = dataset.read_mask(item.mask, prediction.anomaly_map.shape, framing)
         masks.append(mask if item.good or mask.any() else None)
-        regions.append(dataset.read_regions(item, prediction.anomaly_map.shape))
+        regions.append(dataset.read_regions(item, prediction.anomaly_map.shape, framing))
         advance()
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Observed(tuple(parts), maps, masks, regions, milliseconds, peak_kib * 1024 / 1e6)

@@ -1,5 +1,6 @@
 """What a command works on: a model alone, or a station as its configuration has it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +8,10 @@ from typing import Annotated
 import typer
 
 from calibration import store
-from calibration.calibration import Calibration
+from calibration.calibration import Calibration, CalibrationError
 from config.load import load
+from daemon.desk.lens import Lens, of_all
+from daemon.framing import Framing
 from daemon.regions import Rule
 from daemon.terminal import Device
 from detectors.base import Detector
@@ -21,7 +24,10 @@ RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Which of its
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model under a rule on a device, and where its calibration lies. `said` is how the user named it."""
+    """A model under a rule on a device, and where its calibration lies. `said` is how the user named it.
+
+    `framing` is the station's; None for a model alone, to which images come as they are.
+    """
 
     model: Path
     path: Path
@@ -29,6 +35,7 @@ class Target:
     device: str
     threads: int
     said: str
+    framing: Framing | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -54,14 +61,38 @@ class Target:
 
         return build_detector(self.model, self.device, self.threads, self.rule)
 
-    def load(self) -> tuple[Detector, Calibration]:
-        """The model and its calibration.
+    def lens(self, paths: Sequence[Path]) -> Lens:
+        """How it sees these images.
+
+        Raises:
+            DatasetError: it is a model alone, and they were not all framed alike.
+            OSError: one cannot be read.
+        """
+        return of_all(paths) if self.framing is None else Lens(self.framing.fingerprint, self.framing)
+
+    def load(self, framing: str) -> tuple[Detector, Calibration]:
+        """The model and its calibration, which must be one for images of this framing.
 
         Raises:
             ArtifactError, CalibrationError: one of them cannot be used.
         """
         detector = self.detector()
-        return detector, store.load(self.path, detector.fingerprint, self.rule.fingerprint)
+        return detector, self.fitting(store.read(self.path), framing)
+
+    def fitting(self, calibration: Calibration, framing: str) -> Calibration:
+        """The calibration, if it is one of this model under this rule for images of this framing.
+
+        Raises:
+            CalibrationError: it is not.
+        """
+        made = calibration.provenance.framing
+        if self.framing is None and made != framing:
+            raise CalibrationError(
+                f"{self.path}: made of images framed otherwise than these ({made or 'not at all'}, "
+                f"{framing or 'not at all'}); give --config FILE --station NAME instead of --model, or other images"
+            )
+        store.require(calibration, self.fingerprint, self.rule.fingerprint, framing, self.path)
+        return calibration
 
 
 def model_alone(model: Path, device: Device) -> Target:
@@ -77,9 +108,9 @@ def find(
     """Understand the options: a model, or a configuration, one of its stations and one of the station's recipes.
 
     Raises:
-        ConfigError: the configuration, or one of its masks, is at fault.
+        ConfigError: the configuration, one of its masks or its flat field is at fault.
     """
-    from daemon.build import build_rule
+    from daemon.build import build_framing, build_rule
 
     if model is not None and config is None and station is recipe is None:
         return model_alone(model, device)
@@ -97,4 +128,5 @@ def find(
     (by,) = judging
     where = settings.device if device is Device.auto else device.value
     said = f"--config {config} --station {one.name}" + (f" --recipe {by.name}" if one.own_recipes else "")
-    return Target(by.model, by.calibration_file, build_rule(by.regions), where, settings.threads, said)
+    rule, framing = build_rule(by.regions), build_framing(one.framing)
+    return Target(by.model, by.calibration_file, rule, where, settings.threads, said, framing)

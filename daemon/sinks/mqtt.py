@@ -176,6 +176,12 @@ class StationSink:
                 station=self._identity.station,
                 topic=topic,
             )
+        if overflown := delivery.link.take_overflown():
+            log.warning(
+                "commands come faster than they are obeyed; these were not, and must be sent again",
+                station=self._identity.station,
+                count=overflown,
+            )
         for received in delivery.link.take_received():
             if received.topic in self._asked:  # amqtt has been seen to deliver what others subscribed to
                 self._answer(received, delivery)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Protocol
 
 from daemon.messages import Capture, Frame, Unreadable
@@ -16,10 +17,18 @@ class Demand(Protocol):
     def wanted(self, wait_s: float = 0.0) -> bool:
         """True while parts are to be judged; waits up to `wait_s` seconds for that."""
 
+    @property
+    def since(self) -> datetime | None:
+        """Only what came since then, in UTC, is wanted; None if whatever came is, or nothing."""
+
 
 class _Always:
     def wanted(self, wait_s: float = 0.0) -> bool:  # noqa: ARG002 -- the protocol's signature
         return True
+
+    @property
+    def since(self) -> None:
+        return None
 
 
 ALWAYS: Demand = _Always()
@@ -32,7 +41,7 @@ class Source(Protocol):
     def frames(self, stop: threading.Event, demand: Demand = ALWAYS) -> Iterator[Frame | Unreadable | None]:
         """Yield each part once, as long as parts are wanted, and None whenever there was none for about `TICK_S`.
 
-        What comes while no part is wanted stays where it is (a folder), or is nobody's (a camera that runs by itself).
+        What comes while it is not wanted stays where it is (a folder), or is nobody's (a camera that runs by itself).
         A camera that exposes on command does so when a part is wanted. Returns soon after `stop` is set.
 
         May be called again after it has ended: it goes on with what has not been handed over yet, and, in a new

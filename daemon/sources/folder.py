@@ -150,7 +150,9 @@ class FolderSource:
                 # Kept until all are taken: where few of many are wanted, to look at all for each would take too long.
                 ready = ready or deque(self._at_rest(arriving))
                 while ready and not stop.is_set() and time.monotonic() < look_at and demand.wanted():
-                    yield self._take(ready.popleft(), arriving)
+                    arrival, since = ready.popleft(), demand.since
+                    if since is None or arrival.came_since(since):
+                        yield self._take(arrival, arriving)
                 yield None
                 for name, closed in hints.wait():
                     arriving.setdefault(name, _Arrival(self._path / name, name)).hint(closed=closed)
@@ -426,6 +428,13 @@ class _Arrival:
     def hint(self, *, closed: bool) -> None:
         if closed:
             self.closed, self.due = True, 0.0
+
+    def came_since(self, since: datetime) -> bool:
+        """Whether the file got its place and content since then; False if it is gone."""
+        try:
+            return self.path.lstat().st_ctime_ns >= since.timestamp() * 1e9
+        except OSError:
+            return False
 
     def rests(self, now: float, settle_s: float) -> bool:
         """Whether the file is as it was when last looked at, or was closed by its writer; else look again later."""

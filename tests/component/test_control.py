@@ -28,7 +28,7 @@ from daemon.announcements import Event as Noted
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.channel import Channel, Overflow
 from daemon.contract import Identity, Message, encode_state
-from daemon.control import Control, unkept
+from daemon.control import Control, standing, unkept
 from daemon.execution import UNACKNOWLEDGED, Execution, Mode
 from daemon.health import StationHealth
 from daemon.messages import Capture, Frame, Unreadable
@@ -59,10 +59,12 @@ class FullDisk(Outbox):
 
     full = True
 
-    def answer(self, answer: Answer, promise: Promise | None = None, recipe: str | None = None) -> None:
+    def answer(
+        self, answer: Answer, promise: Promise | None = None, *, recipe: str | None = None, mode: str | None = None
+    ) -> None:
         if self.full:
             raise OutboxError("disk full")
-        super().answer(answer, promise, recipe)
+        super().answer(answer, promise, recipe=recipe, mode=mode)
 
 
 class Cell:
@@ -511,12 +513,45 @@ def test_a_trigger_that_comes_while_another_waits_is_busy_and_has_its_own_verdic
         assert (first["code"], second["code"], first["seq"], second["seq"]) == (1, 10, 1, 2)
         assert second["state"] == "SingleExecution"
         made.drop("mine")
+        plc.wait_for_verdicts(2)
+        assert made.waiting() == ["before"]
+        assert plc.ask({"cmd_id": "c3", "action": "start"})["code"] == 0
         told = plc.wait_for_verdicts(3)
     assert [(v["seq"], v["trigger_id"], v["part_id"], v["reason_code"]) for v in told] == [
         (1, "c1", "mine", 0),
         (2, "c2", "SN-2", 302),
         (3, "", "before", 0),
     ]
+
+
+def test_the_part_of_a_trigger_is_found_behind_a_folder_of_older_files_which_stay_where_they_are(
+    mosquitto: Callable[..., Broker], cell: Callable[..., Cell]
+) -> None:
+    made = cell()
+    for number in range(300):
+        made.drop(f"old{number:03d}")
+    with talking(made, mosquitto()) as plc:
+        for number in range(3):
+            assert plc.ask(trigger(f"c{number}"), TRIGGER)["code"] == 1
+            made.drop(f"new{number}")
+            told = plc.wait_for_verdicts(number + 1)
+    assert [(v["trigger_id"], v["part_id"], v["reason_code"]) for v in told] == [
+        ("c0", "new0", 0),
+        ("c1", "new1", 0),
+        ("c2", "new2", 0),
+    ]
+    assert len(made.waiting()) == 300
+
+
+def test_what_a_command_told_the_station_to_do_is_known_to_the_next_run(cell: Callable[..., Cell]) -> None:
+    made = cell()
+    assert made.outbox.mode("top") is None
+    for action, mode in (("halt", "Halted"), ("reset", "Ready"), ("start", "ContinuousExecution"), ("stop", "Ready")):
+        assert made.do(action)["code"] == 0
+        assert made.outbox.mode("top") == mode
+        assert standing(made.outbox, "top", Mode.CONTINUOUS).value == mode
+    assert made.do("reset_stats")["code"] == 0
+    assert made.outbox.mode("top") == "Ready"
 
 
 def test_a_restart_aborts_what_it_had_accepted_with_the_number_that_it_had_promised(

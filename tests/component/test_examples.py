@@ -34,6 +34,7 @@ from daemon.requests import Action, Code, Received, RefusedError
 from tests import payloads
 from tests.brokers import DEADLINE_S, HOST, ROOT, Broker, Subscriber, eventually, free_port
 from tests.component import test_mqtt_sink as sink
+from tests.component.test_control import BAD, GOOD, Cell
 
 EXAMPLES = ROOT / "docs/examples"
 PAGE = (ROOT / "docs/listening.md").read_text()
@@ -242,15 +243,16 @@ def test_the_subscriber_keeps_the_record_over_doubles_disorder_gaps_and_its_own_
 
 
 class Line:
-    """A function block of the example in a PLC whose clock the test winds, beside a station called plant/line1/cam1."""
+    """A function block of the example in a PLC whose clock the test winds, beside a station with a base."""
 
-    def __init__(self, program: Any, **inputs: Any) -> None:
+    def __init__(self, program: Any, *, base: str = "plant/line1/cam1", **inputs: Any) -> None:
         self.block = program.block("FB_Inspect")
         self.now_ms = 1_795_334_284_001
         self.published: list[Received] = []
         self._program = program
         self._payload = bytearray(1024)
-        self._inputs = {"sBase": b"plant/line1/cam1", "sPartId": b"SN-1", **inputs}
+        self.base = base
+        self._inputs = {"sBase": base.encode(), "sPartId": b"SN-1", **inputs}
         self.execute = False
 
     def cycle(self, leaf: str = "", payload: bytes = b"", *, after_ms: int = 10) -> None:
@@ -262,7 +264,7 @@ class Line:
             xExecute=self.execute,
             nNowMs=self.now_ms,
             xMessage=bool(leaf),
-            sTopic=f"plant/line1/cam1/{leaf}".encode(),
+            sTopic=f"{self.base}/{leaf}".encode(),
             nLength=len(payload),
             aPayload=self._payload,
             **self._inputs,
@@ -442,8 +444,7 @@ def test_a_result_that_is_cut_off_is_none_though_the_rest_of_it_lies_behind(prog
     line.cycle("last", result)
     line.cycle("plc", result[: result.index(asked.encode()) + len(asked) - 2])
     assert not line.block.xDone
-    line.cycle("plc", result)
-    assert (line.block.xDone, line.block.xReject) == (True, False)
+    assert line.block.xReject
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -489,6 +490,52 @@ def test_whatever_comes_a_part_passes_only_by_its_own_new_and_timely_result(prog
             asked, asked_ms = requests.parse(line.published[-1]).cmd_id, line.now_ms
             assert line.block.xReject
     assert asked_ms <= line.now_ms
+
+
+def test_the_block_and_a_live_station_inspect_parts_one_of_which_never_comes(
+    tmp_path: Path, mosquitto: Callable[..., Broker], subscribe: Callable[..., Subscriber], program: Any
+) -> None:
+    broker = mosquitto()
+    patient = {"tCycle": 1000 * int(DEADLINE_S), "nTimeToLiveMs": 1000 * int(DEADLINE_S)}
+    line = Line(program, base="inspectd/top", xAcknowledge=True, **patient)
+    heard = subscribe(broker)
+    taken = 0
+    cell = Cell(tmp_path, timeout_s=0.5, acknowledged=True)
+    parts = {"good": GOOD, "bad": BAD}
+
+    with talking(broker) as say, cell.running(sink.settings(broker)):
+
+        def cycle(part: str = "") -> Any:
+            nonlocal taken
+            message = heard.messages[taken] if taken < len(heard.messages) else None
+            taken += message is not None
+            leaf, payload = (message.leaf, message.payload) if message else ("", b"")
+            wanted = leaf in {"plc", "state", "status", "cmd/response"}
+            spoken = len(line.published)
+            now_ms = int(datetime.now(UTC).timestamp() * 1000)
+            line.cycle(leaf if wanted else "", payload if wanted else b"", after_ms=max(0, now_ms - line.now_ms))
+            for request in line.published[spoken:]:
+                say(request.topic.removeprefix("inspectd/top/"), request.payload)
+            if line.block.xExpose and part in parts:
+                cell.drop(part, parts[part])
+            return line.block
+
+        def inspect(part: str) -> tuple[bool, int]:
+            eventually(lambda: cycle().xReady, "the station to be ready")
+            line.execute = True
+            eventually(lambda: cycle(part).xDone, "the block's word")
+            line.execute = False
+            cycle()
+            return line.block.xReject, line.block.nResult
+
+        assert inspect("good") == (False, Outcome.PASS.value)
+        assert inspect("bad") == (True, Outcome.FAIL.value)
+        assert inspect("none") == (True, Outcome.ERROR.value)
+        eventually(lambda: cycle() and not cell.execution.unacknowledged, "every result to be acknowledged")
+        heard.wait(lambda: len(heard.of("verdict")) == 3, "the record")
+    cell.outbox.close()
+    reasons = [message.content["reason"] for message in heard.of("verdict")]
+    assert reasons == ["none", "score_above_threshold", "acquisition_timeout"]
 
 
 def test_the_steps_of_the_page_are_those_of_the_block() -> None:

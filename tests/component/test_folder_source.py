@@ -413,6 +413,8 @@ class Tap:
     def __init__(self) -> None:
         self.open_for = 0
 
+    since: datetime | None = None
+
     def wanted(self, wait_s: float = 0.0) -> bool:  # noqa: ARG002 -- the protocol's signature
         return self.open_for > 0
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice, pairwise
 from pathlib import Path
@@ -62,6 +63,8 @@ class Wish:
 
     def end(self) -> None:
         self._event.clear()
+
+    since: datetime | None = None
 
     def wanted(self, wait_s: float = 0.0) -> bool:
         return self._event.wait(wait_s)
