@@ -4,8 +4,9 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from config.schema import FolderSource, Framing, Mqtt, Regions, Settings, Station, options
+from config.schema import FolderSource, Framing, Group, Mqtt, MqttSource, Regions, Settings, Station, options
 
 _OPTIONS: dict[str, FieldInfo] = {}
 for _key, _field in options():
@@ -89,6 +90,8 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Settings:
         with suppress(ValidationError):
             sound[index] = Station.model_validate(station, context=context)
     faults += _clashes(sound)
+    faults += _echoes(sound, tables)
+    faults += _lone_views(settings.groups if settings else (), [station.name for station in sound.values()])
     if settings is None or faults:
         # Raised here rather than above: a chained cause would repeat values that have no place in a log.
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
@@ -183,6 +186,50 @@ def _clashes(stations: Mapping[int, Station]) -> Iterator[str]:
                         f'{key}: {folder} is where station[{other}] ("{stations[other].name}") keeps its parts in '
                         f"{subfolder}/. Choose a folder outside {others_folder / subfolder}."
                     )
+
+
+def _lone_views(groups: Sequence[Group], stations: Sequence[str]) -> Iterator[str]:
+    names = dict.fromkeys(stations, "a station")
+    of: dict[str, str] = {}
+    for index, group in enumerate(groups):
+        if taken := names.get(group.name):
+            yield f'group[{index}].name: "{group.name}" is the name of {taken} already. Give the group its own.'
+        names[group.name] = "a group"
+        for view in group.views:
+            if view not in stations:
+                yield (
+                    f'group[{index}].views ("{group.name}"): there is no station "{view}". '
+                    f"Name some of these: {', '.join(stations)}."
+                )
+            elif view in of:
+                yield (
+                    f'group[{index}].views ("{group.name}"): "{view}" is in the group "{of[view]}" already. '
+                    "Take it out of one of the two."
+                )
+            of.setdefault(view, group.name)
+
+
+def _echoes(stations: Mapping[int, Station], tables: Mapping[str, Any]) -> Iterator[str]:
+    """What inspectd says must not come back to it as a part."""
+    mqtt = tables.get("mqtt")
+    prefix = mqtt.get("topic_prefix") if isinstance(mqtt, dict) else None
+    prefix = prefix if isinstance(prefix, str) else Mqtt.model_fields["topic_prefix"].default
+    for index, station in stations.items():
+        if isinstance(station.source, MqttSource) and _meets(station.source.topic, prefix):
+            yield (
+                f'station[{index}].source.topic ("{station.name}"): "{station.source.topic}" has topics below '
+                f"{prefix}/, where inspectd itself speaks. Have the images sent to a topic outside of it."
+            )
+
+
+def _meets(topic: str, prefix: str) -> bool:
+    """Whether a filter has topics below a prefix."""
+    for asked, own in zip_longest(topic.split("/"), prefix.split("/")):
+        if asked == "#" or own is None:
+            return True
+        if asked not in {"+", own}:
+            return False
+    return False
 
 
 def _shared_calibrations(stations: Mapping[int, Station]) -> Iterator[str]:

@@ -29,6 +29,9 @@ TLS_PORT = 8883
 
 _TOPIC_BYTES = 1024
 
+MOST_VIEWS = 8
+"""So many fit into a verdict."""
+
 DEFAULT_RECIPE = "default"
 """What the recipe of a station is called that has just one, unnamed."""
 
@@ -633,6 +636,37 @@ class Station(Section):
         return (Recipe.model_validate({**alone, "regions": self.regions, "challenge": self.challenge}),)
 
 
+def _names(value: object) -> object:
+    if not isinstance(value, list | tuple):
+        raise ValueError('is not a list. Write one between brackets, like ["top", "side"].')  # noqa: TRY004 -- pydantic catches no other
+    return tuple(value)
+
+
+def _several(views: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(views)) != len(views) or not 1 < len(views) <= MOST_VIEWS:
+        raise ValueError(f"are no views of one part. Name 2 to {MOST_VIEWS} stations, each once.")
+    return views
+
+
+class Group(Section):
+    """Stations that see one part from several sides, whose verdicts become one: the worst."""
+
+    name: Name = Field(description="Name of the group, as it appears in topics; different from every station's.")
+    views: Annotated[tuple[Name, ...], BeforeValidator(_names), AfterValidator(_several)] = Field(
+        description="Names of its stations, 2 to 8; a station is in one group at most.",
+    )
+    by: Literal["part_id", "trigger_id"] = Field(
+        default="part_id",
+        description='What the views of one part have in common: "part_id", or the "trigger_id" of their triggers.',
+    )
+    within_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=3600,
+        description="Seconds from the arrival of a part's first view in which all must be judged; else it is an ERROR.",
+    )
+
+
 def _at_least_one(stations: tuple[Station, ...]) -> tuple[Station, ...]:
     # pydantic's own `min_length` would count only stations without fault.
     if not stations:
@@ -667,6 +701,12 @@ class Settings(Section):
         alias="station",
         strict=False,
         description="The stations, one section each.",
+    )
+    groups: tuple[Group, ...] = Field(
+        alias="group",
+        default=(),
+        strict=False,
+        description="Stations that see one part from several sides and give it one verdict, one section a group.",
     )
 
 

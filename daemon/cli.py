@@ -86,7 +86,7 @@ def run(config: ConfigOption) -> None:
 @app.command()
 def check(config: ConfigOption) -> None:
     """Try everything `run` needs but the broker and the camera; exit status 78 if something is wrong."""
-    from daemon.build import build_framing, place_of
+    from daemon.build import place_of
 
     settings = load(config)
     faults: list[str] = []
@@ -101,11 +101,7 @@ def check(config: ConfigOption) -> None:
     if not state.is_dir() or not os.access(state, os.W_OK | os.X_OK):
         faults.append(f"state_dir: {settings.state_dir} cannot be written by this user; give it to the daemon's")
     for station in settings.stations:
-        try:
-            framing = build_framing(station.framing).fingerprint
-        except ConfigError as error:
-            faults.append(f"station {station.name}: {error}")
-            framing = None
+        framing = _check_framing(station, faults)
         for recipe in station.recipes:
             place = f"station {station.name}" + (f", recipe {recipe.name}" if station.own_recipes else "")
             try:
@@ -121,6 +117,17 @@ def check(config: ConfigOption) -> None:
             _tell("[green]ok[/]  ", f"station {station.name}: {said}")
     if faults:
         raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
+
+
+def _check_framing(station: Station, faults: list[str]) -> str | None:
+    """Give the fingerprint of a station's framing; None, and a fault more, where it cannot be used."""
+    from daemon.build import build_framing
+
+    try:
+        return build_framing(station.framing).fingerprint
+    except ConfigError as error:
+        faults.append(f"station {station.name}: {error}")
+        return None
 
 
 def _check_source(station: Station) -> None:

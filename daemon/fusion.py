@@ -5,7 +5,7 @@ or the deadline has passed. Among views of one station, of a part that was sent 
 that two parts bear by mistake must not let the bad one pass.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum, auto
@@ -122,9 +122,7 @@ class Fusion:
 
     def end(self, now: float, at: datetime) -> list[Fused]:
         """Give up all parts that wait."""
-        return [
-            self._give_up(key, "before the daemon ended", now, at, Reason.ABORTED) for key in list(self._waiting)
-        ]
+        return [self._give_up(key, "before the daemon ended", now, at, Reason.ABORTED) for key in list(self._waiting)]
 
     def patience_s(self, now: float) -> float | None:
         """Seconds to the next deadline; None where no part waits."""
@@ -139,9 +137,7 @@ class Fusion:
         missing.discard(station)
         return owed
 
-    def _give_up(
-        self, key: str, when: str, now: float, at: datetime, reason: Reason = Reason.VIEW_MISSING
-    ) -> Fused:
+    def _give_up(self, key: str, when: str, now: float, at: datetime, reason: Reason = Reason.VIEW_MISSING) -> Fused:
         part = self._waiting.pop(key)
         missing = [view for view in self.views if view not in part.views]
         self._given_up.pop(key, None)
@@ -187,12 +183,10 @@ class Fusion:
             origin="",
             frame_id=0,
             batch_id=_first(capture.batch_id for capture in captures),
-            meta=_NOTHING,
+            meta={},
             trigger=next((capture.trigger for capture in captures if capture.trigger), None),
+            reply=None,
         )
-
-
-_NOTHING: Mapping[str, str] = {}
 
 
 def _severity(view: Verdict) -> tuple[int, float, int]:

@@ -38,15 +38,17 @@ class GroupHealth:
         if fate is Fate.LATE:
             self._late += 1
             log.warning(
-                "a view came after its part was given up", group=self.group, station=station, part=part, so_far=self._late
+                "a view came after its part was given up",
+                group=self.group,
+                station=station,
+                part=part,
+                so_far=self._late,
             )
         elif fate is Fate.UNNAMED:
             self._unnamed += 1
             self._trouble = f"parts at {station} have no {by}"
             if self._unnamed == 1 or self._unnamed % 100 == 0:
-                log.warning(
-                    f"a view without {by} belongs to no part", group=self.group, station=station, so_far=self._unnamed
-                )
+                log.warning("a view without an id is no part's", group=self.group, station=station, missing=by.value)
 
     def came_too_late(self) -> None:
         """The gate was not told of a part, for it came too long ago."""

@@ -1,4 +1,4 @@
-"""Files of images → pixels, and back. The daemon, training, calibration and evaluation read through here and see the same.
+"""Files of images → pixels. The daemon, training, calibration and evaluation read through here and see the same.
 
 PNG, JPEG, BMP and TIFF, 8 or 16 bits a channel; of several pages, the first. Pillow decodes them all: it reads sizes
 before pixels, honours EXIF, and refuses a JPEG that was cut off, which OpenCV completes with grey.
@@ -64,7 +64,7 @@ def notes(path: Path) -> Mapping[str, str]:
         file.seek(0)
         try:
             with Pillow.open(file, formats=("PNG",)) as picture:
-                return {key: text for key, text in picture.info.items() if isinstance(text, str)}
+                return {str(key): text for key, text in picture.info.items() if isinstance(text, str)}
         except Exception:  # noqa: BLE001 -- as in `decode`, which says what is wrong with it
             return {}
 

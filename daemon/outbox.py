@@ -321,7 +321,10 @@ class Outbox:
                 "ORDER BY number LIMIT ?",
                 (station, after, limit),
             ).fetchall()
-        return [Note(*row, None if topic is None else Reply(topic, data)) for *row, topic, data in rows]
+        return [
+            Note(name, number, leaf, payload, None if topic is None else Reply(topic, correlation))
+            for name, number, leaf, payload, topic, correlation in rows
+        ]
 
     def forget(self, station: str, seqs: Iterable[int] = (), notes: Iterable[int] = ()) -> None:
         """Drop acknowledged verdicts and notes. After a power cut some may be there again, and are then sent twice.

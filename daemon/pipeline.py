@@ -2,6 +2,8 @@
 
 acquire ─Frame→ inspect ─Concluded→ record ─→ outbox, source, pictures
                    └─ actuation, at once
+
+The inspecting thread also joins the views of one part, and so numbers the verdicts of groups.
 """
 
 import time
@@ -16,8 +18,10 @@ import structlog
 
 from daemon import contract, judgement, overlay
 from daemon.channel import Channel, ClosedError, Lanes, Overflow
-from daemon.contract import Message, Picture
+from daemon.contract import Identity, Message, Picture
 from daemon.execution import Execution
+from daemon.fusion import Fused, Fusion
+from daemon.groups import GroupHealth
 from daemon.health import StationHealth
 from daemon.messages import Decision, Frame, Latency, Outcome, Reason, Unreadable, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
@@ -67,13 +71,30 @@ class Station:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """Stations that see one part from several sides. `identity` is the group's own."""
+
+    name: str
+    fusion: Fusion
+    identity: Callable[[], Identity]
+    sink: Sink
+    health: GroupHealth
+    actuation_ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Concluded:
-    """A verdict on its way into the record, by what recipe, and with what a picture of it needs."""
+    """A verdict on its way into the record, by what recipe, and with what a picture of it needs.
+
+    A group's goes by its worst view, without a picture. `parts` are the verdicts of groups that this view has brought
+    about: one commit keeps them together, so that no part is seen whole and has no verdict.
+    """
 
     verdict: Verdict
     recipe: Recipe
-    image: Image | None
-    prediction: Prediction | None
+    image: Image | None = None
+    prediction: Prediction | None = None
+    parts: tuple["Concluded", ...] = ()
 
 
 def lanes(stations: Iterable[str]) -> Lanes[Frame | Unreadable]:
@@ -138,17 +159,26 @@ def inspect(
     stations: Mapping[str, Station],
     concluded: Channel[Concluded],
     batch: int,
+    groups: Sequence[Group] = (),
 ) -> None:
     """Judge what arrives and tell the reject gate at once. Owns the detectors; closes `concluded` at the end.
 
     The gate hears nothing of a part that came longer ago than its message may live, after a standstill say: by now
     another part stands there. Silence is a reject; the record has the verdict all the same.
+
+    A group's gate hears as soon as the last view is judged, or the deadline passes, whether or not parts come. Parts
+    that wait for views at the end are given up.
     """
+    joins = _Joins(groups, stations)
     try:
-        for items in frames.batches(batch):
+        for items in frames.batches(batch, joins.patience_s):
             for detector, together in _together(items, stations):
                 for item, judgement in zip(together, _predict(detector, together), strict=True):
-                    concluded.put(_conclude(item, judgement, stations[item.capture.station]))
+                    concluded.put(_conclude(item, judgement, stations[item.capture.station], joins))
+            for part in joins.expire():
+                concluded.put(part)
+        for part in joins.end():
+            concluded.put(part)
     except ClosedError:  # the recording stage has ended, and says why itself
         return
     finally:
@@ -162,6 +192,7 @@ def record(
     outbox: Outbox,
     pictures: Channel[Concluded],
     stop: Event,
+    groups: Sequence[Group] = (),
 ) -> None:
     """Make verdicts durable, several in a commit, then let go of their frames. Closes `pictures` at the end.
 
@@ -169,15 +200,24 @@ def record(
     """
     settled: list[str] = []
     healths = [station.health for station in stations.values()]
+    of = {group.name: group for group in groups}
     try:
-        for batch in concluded.batches(32):
+        for several in concluded.batches(32):
+            batch = [one for item in several for one in (item, *item.parts)]
             entries = [_entry(item) for item in batch]
+            # Of a group no source lets go.
+            settled += [item.verdict.capture.id for item in batch if item.verdict.capture.station in of]
             promised = [item.verdict.capture.trigger.id for item in batch if item.verdict.capture.trigger]
             if not _keep(partial(outbox.keep, entries, settled, promised), healths, stop):
                 return
             settled = []
             for item in batch:
                 capture, decision = item.verdict.capture, item.verdict.decision
+                if group := of.get(capture.station):
+                    group.health.concluded(item.verdict)
+                    group.sink.notify()
+                    _tell(item.verdict)
+                    continue
                 station = stations[capture.station]
                 station.health.concluded(item.verdict)
                 station.sink.notify()
@@ -312,8 +352,55 @@ def _predict(detector: Detector, items: Sequence[Frame | Unreadable]) -> list[_P
     ]
 
 
-def _conclude(item: Frame | Unreadable, predicted: _Predicted, station: Station) -> Concluded:
-    """Decide, number, and tell the reject gate at once."""
+class _Joins:
+    """The groups of all stations, in the inspecting thread."""
+
+    def __init__(self, groups: Sequence[Group], stations: Mapping[str, Station]) -> None:
+        self._groups = groups
+        self._stations = stations
+        self._of = {view: group for group in groups for view in group.fusion.views}
+
+    def patience_s(self) -> float | None:
+        """Seconds to the next deadline of a part; None where none waits."""
+        now = time.monotonic()
+        waits = [wait for group in self._groups if (wait := group.fusion.patience_s(now)) is not None]
+        return min(waits, default=None)
+
+    def join(self, view: Verdict) -> tuple[Concluded, ...]:
+        """The parts that have their verdicts by this view."""
+        group = self._of.get(view.capture.station)
+        if group is None:
+            return ()
+        fate, fused = group.fusion.join(view, time.monotonic(), datetime.now(UTC))
+        parts = tuple(self._conclude(group, part) for part in fused)
+        group.health.view_came(view, fate, group.fusion.by)
+        return parts
+
+    def expire(self) -> list[Concluded]:
+        """The parts whose deadline has passed."""
+        now, at = time.monotonic(), datetime.now(UTC)
+        return [self._conclude(group, part) for group in self._groups for part in group.fusion.expire(now, at)]
+
+    def end(self) -> list[Concluded]:
+        """All parts that wait."""
+        now, at = time.monotonic(), datetime.now(UTC)
+        return [self._conclude(group, part) for group in self._groups for part in group.fusion.end(now, at)]
+
+    def _conclude(self, group: Group, fused: Fused) -> Concluded:
+        """Tell the group's gate at once."""
+        verdict, worst = fused.verdict, fused.worst.capture
+        own = group.identity()
+        if _is_timely(verdict, group.actuation_ttl_s):
+            group.sink.actuate(contract.encode_actuation(own, verdict, group.actuation_ttl_s))
+        else:
+            group.health.came_too_late()
+        recipe = self._stations[worst.station].recipes[worst.recipe]
+        identity = replace(recipe.identity, station=group.name, fpr_target=own.fpr_target)
+        return Concluded(verdict, replace(recipe, identity=identity))
+
+
+def _conclude(item: Frame | Unreadable, predicted: _Predicted, station: Station, joins: _Joins) -> Concluded:
+    """Decide, number, and tell the reject gates at once."""
     capture, recipe, prediction = item.capture, station.recipes[item.capture.recipe], predicted.prediction
     if isinstance(item, Unreadable):
         judged = judgement.refuse(item.cause, item.reason, recipe.calibration)
@@ -328,20 +415,18 @@ def _conclude(item: Frame | Unreadable, predicted: _Predicted, station: Station)
         infer=predicted.inferred_ms,
         total=(decided_at - capture.captured_at).total_seconds() * 1000,
     )
-    verdict = Verdict(station.execution.number(item), capture, decision, decided_at, latency)
+    challenge = recipe.quality.is_challenge(capture.part_id)
+    verdict = Verdict(station.execution.number(item), capture, decision, decided_at, latency, challenge=challenge)
     if _is_timely(verdict, station.actuation_ttl_s):
         station.sink.actuate(contract.encode_actuation(recipe.identity, verdict, station.actuation_ttl_s))
     else:
         station.health.came_too_late()
-    # The gate knows; what takes longer comes after.
+    parts = joins.join(verdict)
+    # The gates know; what takes longer comes after.
     recipe.quality.conclude(capture.part_id, decision)
     measured = None if judged.score is None else prediction
-    verdict = replace(
-        verdict,
-        regions=_regions(item, decision, measured, recipe.rule),
-        challenge=recipe.quality.is_challenge(capture.part_id),
-    )
-    return Concluded(verdict, recipe, item.image if isinstance(item, Frame) else None, measured)
+    verdict = replace(verdict, regions=_regions(item, decision, measured, recipe.rule))
+    return Concluded(verdict, recipe, item.image if isinstance(item, Frame) else None, measured, parts)
 
 
 def _entry(item: Concluded) -> Entry:

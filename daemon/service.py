@@ -21,8 +21,9 @@ from ulid import ULID
 from calibration import store
 from calibration.calibration import shortage
 from config.load import ConfigError
+from config.schema import DEFAULT_RECIPE, Settings
+from config.schema import Group as GroupSettings
 from config.schema import Recipe as RecipeSettings
-from config.schema import Settings
 from config.schema import Station as StationSettings
 from daemon import announcements, boards, pipeline, systemd
 from daemon.announcements import Birth, EventKind, encode_alarm, encode_event
@@ -40,11 +41,13 @@ from daemon.channel import Channel, Overflow
 from daemon.contract import TOPICS, Identity, Message, Picture, Quality, StationState, encode_state
 from daemon.control import Control, standing, unkept
 from daemon.execution import Execution, Mode
+from daemon.fusion import Fusion, Key
+from daemon.groups import GroupHealth
 from daemon.health import StationHealth
 from daemon.link import Broker
 from daemon.messages import Outcome
 from daemon.outbox import Outbox, OutboxError
-from daemon.pipeline import Concluded, Station
+from daemon.pipeline import Concluded, Group, Station
 from daemon.quality import StationQuality
 from daemon.recipes import Recipe, Recipes
 from daemon.requests import Action
@@ -101,6 +104,7 @@ class _Life:
         self._pictures = PictureSink(broker, settings.node)
         self._sinks: dict[str, StationSink] = {}
         self._stations = {s.name: self._build(s, broker) for s in settings.stations}
+        self._groups = {group.name: self._build_group(group, broker) for group in settings.groups}
 
     def live(self) -> None:
         """Start back to front, wait, stop front to back."""
@@ -109,7 +113,8 @@ class _Life:
         concluded: Channel[Concluded] = Channel(8, Overflow.WAIT)  # each holds its image
         pictures: Channel[Concluded] = Channel(4, Overflow.DROP_OLDEST)
         drained = Event()
-        mqtt = settings.mqtt
+        mqtt, groups = settings.mqtt, list(self._groups.values())
+        names = [*stations, *self._groups]
 
         sinks = [self._start(f"mqtt {name}", partial(s.run, drained, DRAIN_S)) for name, s in self._sinks.items()]
         back = [
@@ -125,10 +130,10 @@ class _Life:
                     more=[*([Picture.MAP] if mqtt.maps else []), *([Picture.SOURCE] if mqtt.sources else [])],
                 ),
             ),
-            self._start("record", lambda: pipeline.record(concluded, stations, outbox, pictures, self._stop)),
+            self._start("record", lambda: pipeline.record(concluded, stations, outbox, pictures, self._stop, groups)),
             self._start(
                 "inspect",
-                lambda: pipeline.inspect(frames, stations, concluded, batch_size(settings.device)),
+                lambda: pipeline.inspect(frames, stations, concluded, batch_size(settings.device), groups),
             ),
         ]
         front = [
@@ -145,6 +150,10 @@ class _Life:
                 version("inspectd"),
                 f"recipe {prepared.recipe}, calibration {prepared.calibration}",
             )
+        for name, group in self._groups.items():
+            fusion = group.fusion
+            what = f"views {', '.join(fusion.views)} of one {fusion.by} within {fusion.within_s:g} s"
+            self._note(name, EventKind.STARTED, version("inspectd"), what)
         while not self._stop.wait(TICK_S):
             self._look_after_alarms()
             systemd.status(self._summary())
@@ -154,7 +163,7 @@ class _Life:
         frames.close()
         _join(back)
         why = str(self._failures[0]) if self._failures else "as it was asked to"
-        for name in stations:
+        for name in names:
             self._note(name, EventKind.STOPPED, version("inspectd"), why)
         drained.set()
         for sink in self._sinks.values():
@@ -163,8 +172,8 @@ class _Life:
         self._pictures.close()
         log.info(
             "stopped",
-            waiting={name: outbox.depth(name) for name in stations},
-            quarantined={name: outbox.quarantined(name) for name in stations},
+            waiting={name: outbox.depth(name) for name in names},
+            quarantined={name: outbox.quarantined(name) for name in names},
             gate_messages_dropped={name: sink.actuations_dropped for name, sink in self._sinks.items()},
             pictures_dropped=pictures.dropped + self._pictures.dropped,
         )
@@ -220,6 +229,63 @@ class _Life:
         source = build_source(station, self._settings.state_dir, outbox, health.lost, broker, identity())
         overflow = overflow_of(station.source)
         return Station(name, source, recipes, sink, health, execution, mqtt.actuation_ttl_s, overflow)
+
+    def _build_group(self, group: GroupSettings, broker: Callable[[], Broker]) -> Group:
+        """What joins the verdicts of stations that are built already."""
+        settings, outbox, name = self._settings, self._outbox, group.name
+        mqtt, views = settings.mqtt, [self._stations[view] for view in group.views]
+        fusion = Fusion(name, group.views, Key(group.by), group.within_s, outbox.last_seq(name))
+        health = GroupHealth(name, outbox.last_seq(name), [view.health for view in views])
+
+        def identity() -> Identity:
+            now = [view.recipes.current.identity for view in views]
+            return Identity(
+                prefix=mqtt.topic_prefix,
+                node=settings.node,
+                station=name,
+                boot_id=self._boot_id,
+                model="",
+                model_sha256=hashlib.sha256("".join(view.model_sha256 for view in now).encode()).hexdigest(),
+                calibration="",
+                fpr_target=min(1.0, sum(view.fpr_target for view in now)),  # a good part fails if any view does
+            )
+
+        def state() -> StationState:
+            return health.state(outbox.depth(name))
+
+        def halted() -> Message:
+            return encode_state(identity(), replace(state(), state=Mode.HALTED.value), datetime.now(UTC))
+
+        unsaid = ("quality", "image/", "cmd/", *([] if mqtt.tags else ["tag/"]))
+        birth = replace(
+            self._birth(next(station for station in settings.stations if station.name == group.views[0])),
+            source_kind="group",
+            source_place=", ".join(group.views),
+            leaves=[leaf for leaf in TOPICS if not leaf.startswith(unsaid)],
+            recipes=[DEFAULT_RECIPE],
+            commands=[],
+        )
+        self._sinks[name] = sink = StationSink(
+            broker,
+            identity(),
+            outbox,
+            halted=halted,
+            boards=[
+                boards.birth_board(identity, birth),
+                boards.state_board(identity, state),
+                boards.alarms_board(identity(), health.alarms.active),
+                boards.stats_board(identity(), health.counters),
+                *([boards.tags_board(identity(), state, lambda: health.newest)] if mqtt.tags else []),
+            ],
+            obey=None,
+            actuation_ttl_s=mqtt.actuation_ttl_s,
+            replay_rate=mqtt.replay_rate,
+        )
+        return Group(name, fusion, identity, sink, health, mqtt.actuation_ttl_s)
+
+    def _identity(self, name: str) -> Identity:
+        """Who speaks for a station or group now."""
+        return self._groups[name].identity() if name in self._groups else self._stations[name].recipes.current.identity
 
     def _build_recipe(self, station: StationSettings, index: int, recipe: RecipeSettings) -> Recipe:
         settings = self._settings
@@ -289,12 +355,13 @@ class _Life:
 
     def _look_after_alarms(self) -> None:
         """Raise and clear alarms, and note the results of challenge tests."""
-        for name, station in self._stations.items():
-            for change in station.health.update(self._outbox.depth(name)):
+        for name, health in self._healths.items():
+            for change in health.update(self._outbox.depth(name)):
                 log.warning(
                     "alarm", station=name, alarm=change.alarm.id, active=change.active, detail=change.alarm.detail
                 )
-                self._notes.append((name, encode_alarm(station.recipes.current.identity, change, datetime.now(UTC))))
+                self._notes.append((name, encode_alarm(self._identity(name), change, datetime.now(UTC))))
+        for name, station in self._stations.items():
             recipe = station.recipes.current
             test = recipe.quality.report().challenge
             if test and self._challenges.setdefault((name, recipe.name), test.status) != test.status:
@@ -306,7 +373,7 @@ class _Life:
         """Note that something happened, for the audit."""
         at = datetime.now(UTC)
         event = announcements.Event(str(ULID.from_datetime(at)), kind, subject, detail, at)
-        self._notes.append((station, encode_event(self._stations[station].recipes.current.identity, event)))
+        self._notes.append((station, encode_event(self._identity(station), event)))
         self._deliver_notes()
 
     def _deliver_notes(self) -> None:
@@ -317,7 +384,7 @@ class _Life:
     def _deliver_in_order(self) -> None:
         while self._notes:
             station, message = self._notes[0]
-            leaf = message.topic.removeprefix(self._stations[station].recipes.current.identity.topic(""))
+            leaf = message.topic.removeprefix(self._identity(station).topic(""))
             try:
                 self._outbox.tell(station, leaf, message.payload)
             except OutboxError:
@@ -326,7 +393,12 @@ class _Life:
             self._sinks[station].notify()
 
     def _summary(self) -> str:
-        return "; ".join(station.health.summary() for station in self._stations.values())
+        return "; ".join(health.summary() for health in self._healths.values())
+
+    @property
+    def _healths(self) -> dict[str, StationHealth | GroupHealth]:
+        stations = {name: station.health for name, station in self._stations.items()}
+        return {**stations, **{name: group.health for name, group in self._groups.items()}}
 
 
 def _join(threads: Sequence[Thread]) -> None:

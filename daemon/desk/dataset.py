@@ -133,7 +133,8 @@ def read_regions(
 ) -> list[tuple[NDArray[np.bool_], float]]:
     """The regions of a part, fitted to an anomaly map as by `read_mask`, each with its saturation in pixels of the map.
 
-    Each file of the mask is one region, unless it is all cut away. There is none where the data set defines no saturations.
+    Each file of the mask is one region, unless it is all cut away. There is none where the data set defines no
+    saturations.
 
     Raises:
         DatasetError: a mask cannot be read, or the values of its pixels are not one with a saturation.

@@ -20,9 +20,9 @@ FRAMING, SOURCE = "inspectd-framing", "inspectd-source"
 
 @dataclass(frozen=True, slots=True)
 class Lens:
-    """Shows images framed as `fingerprint` says. `framing` is the one of that fingerprint, or plain where none is known.
+    """Shows images framed as `fingerprint` says.
 
-    Without a framing, images must have been framed before.
+    `framing` is the one of that fingerprint; where it is not known it is plain, and images must be framed already.
     """
 
     fingerprint: str = ""

@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from config.load import load
-from config.schema import FolderSource, Station
+from config.schema import FolderSource, MqttSource, Station
 from daemon.desk import dataset, lens
 from daemon.desk.dataset import DatasetError
 from daemon.desk.target import StationOption
@@ -64,6 +64,8 @@ def grab(
     one = _chosen(config, station)
     if isinstance(one.source, FolderSource):
         raise typer.BadParameter(f"station {one.name} has no camera: its images lie in {one.source.path}; copy them")
+    if isinstance(one.source, MqttSource):
+        raise typer.BadParameter(f"station {one.name} has no camera: its images come on {one.source.topic}")
     losses: dict[Drop, int] = {}
 
     def lose(cause: Drop, number: int) -> None:

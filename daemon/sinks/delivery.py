@@ -143,14 +143,14 @@ class Delivery:
                 self._served = True
                 self._show(message)
         for mid, refusal in self.link.take_refused().items():
-            message = self._in_flight.get(mid)
-            if refusal.forbidden and isinstance(message, Note) and message.reply is not None:
+            refused = self._in_flight.get(mid)
+            if refusal.forbidden and isinstance(refused, Note) and refused.reply is not None:
                 arrived.append(self._in_flight.pop(mid))
-                self._carried.suspects.pop(message, None)
-                self._complain_of_answer(message.reply, refusal.reason)
+                self._carried.suspects.pop(refused, None)
+                self._complain_of_answer(refused.reply, refusal.reason)
             elif refusal.forbidden:
                 self.link.refuse(refusal)
-            elif message is not None:
+            elif refused is not None:
                 self._suspect(self._in_flight.pop(mid), f"the broker refuses it: {refusal.reason}")
         now = time.monotonic()
         if arrived or not self._in_flight:

@@ -35,7 +35,8 @@ class StationSink:
     """One station's session: presence, state, the record, the reject gate's message, and the commands.
 
     `broker` is asked anew before each connection, so that passwords and certificates may be replaced meanwhile; it may
-    raise DeliveryError. `run` belongs to one thread; `actuate` and `notify` may come from any.
+    raise DeliveryError. Without `obey` nobody listens for commands. `run` belongs to one thread; `actuate` and `notify`
+    may come from any.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class StationSink:
         *,
         halted: Callable[[], Message],
         boards: Sequence[Board],
-        obey: Obey,
+        obey: Obey | None,
         actuation_ttl_s: float,
         replay_rate: int = REPLAY_RATE,
         backoff_s: tuple[float, float] = BACKOFF_S,
@@ -60,7 +61,7 @@ class StationSink:
         self._ttl_s = actuation_ttl_s
         self._replay_rate = replay_rate
         self._backoff_s = backoff_s
-        self._asked = tuple(identity.topic(leaf) for leaf in (REQUEST, TRIGGER))
+        self._asked = () if obey is None else tuple(identity.topic(leaf) for leaf in (REQUEST, TRIGGER))
         self._carried = Carried()
         self._link: Link | None = None
         self._gate: list[tuple[MQTTMessageInfo, float]] = []
@@ -191,7 +192,7 @@ class StationSink:
             with suppress(DeliveryError):  # whoever asked hears nothing, and asks again under the same id
                 delivery.link.publish(message)
 
-        if self._obey(received, send):
+        if self._obey is not None and self._obey(received, send):
             delivery.forget_boards()
 
     @property

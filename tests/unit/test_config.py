@@ -14,8 +14,10 @@ from config.load import ConfigError, load, read_password
 from config.schema import (
     Challenge,
     FolderSource,
+    Framing,
     GenicamSource,
     Mqtt,
+    MqttSource,
     Recipe,
     Regions,
     Station,
@@ -27,6 +29,7 @@ from config.schema import (
 
 SAMPLE = Path(config.__file__).parent / "inspectd.toml"
 MASKS = ("roi", "ignore")
+FRAMES = ("flat_field", "crop")
 OPTION = re.compile(r"(# )?([a-z_]+) = \S.*")
 HEADING = re.compile(r"(# )?\[+([a-z_.]+)\]+")
 SMALLEST = """
@@ -510,6 +513,43 @@ def test_a_fault_of_the_regions_is_told_once_with_key_and_cure(file: Path, told:
 
 
 @pytest.mark.parametrize(
+    ("told", "name", "cure"),
+    [
+        ("crop = [0, 0, 10]", "crop", "a list is no crop. Write four whole numbers, [x, y, width, height]."),
+        ("crop = [0, 0, 10.0, 10]", "crop", "Write four whole numbers"),
+        ("crop = [0, 0, 10, true]", "crop", "Write four whole numbers"),
+        ('crop = "0 0 10 10"', "crop", '"0 0 10 10" is no crop. Write four'),
+        ("crop = [-1, 0, 10, 10]", "crop", "Give x and y from 0, width and height from 1"),
+        ("crop = [0, 0, 0, 10]", "crop", "Give x and y from 0, width and height from 1"),
+        ("rotate = 45", "rotate", "45 is no such turn. Write 0, 90, 180 or 270, without quotes."),
+        ('rotate = "90"', "rotate", '"90" is no such turn'),
+        ("rotate = 90.0", "rotate", "is no such turn"),
+        ("rotate = false", "rotate", "is no such turn"),
+        ('flat_field = ""', "flat_field", "is not a path. Name a file or folder"),
+        ("flip = true", "flip", "known here: flat_field, crop, rotate"),
+    ],
+)
+def test_a_fault_of_the_framing_is_told_once_with_key_and_cure(file: Path, told: str, name: str, cure: str) -> None:
+    (fault,) = faults(file, f"{SMALLEST}[station.framing]\n{told}\n")
+    assert fault.startswith(f'{file}: station[0].framing.{name} ("cam1"): ')
+    assert cure in fault
+
+
+def test_the_framing_of_a_station_is_read_and_is_plain_otherwise(file: Path) -> None:
+    assert load(file, {}).stations[0].framing == Framing(flat_field=None, crop=None, rotate=0)
+    file.write_text(f'{SMALLEST}[station.framing]\nflat_field = "flat.png"\ncrop = [1, 0, 30, 20]\nrotate = 270\n')
+    assert load(file, {}).stations[0].framing == Framing(
+        flat_field=file.parent / "flat.png", crop=(1, 0, 30, 20), rotate=270
+    )
+
+
+def test_stations_that_frame_otherwise_cannot_share_a_calibration(file: Path) -> None:
+    (fault,) = faults(file, f"{SMALLEST}{SECOND_STATION}[station.framing]\nrotate = 90\n")
+    assert fault.startswith(f'{file}: station[1].calibration ("cam2"): ')
+    assert fault.endswith("too, whose framing is another. Give one of them a calibration file of its own.")
+
+
+@pytest.mark.parametrize(
     "prefix",
     [
         "",
@@ -640,11 +680,11 @@ def test_the_sample_shows_the_defaults(file: Path) -> None:
     file.write_text("\n".join(lines))
     shipped = load(file, {}).model_dump()
     shown = [line.removeprefix("# ") if OPTION.fullmatch(line) or HEADING.fullmatch(line) else line for line in lines]
-    recipe, (_, genicam, video) = (
+    recipe, (_, genicam, video, mqtt) = (
         shown.index("[[station.recipe]]"),
         [number for number, line in enumerate(shown) if line == "[station.source]"],
     )
-    after = shown.index("[station.regions]") - 1
+    after = shown.index("[station.framing]") - 1
     file.write_text("\n".join(shown[:genicam] + shown[after:recipe]))
     uncommented = load(file, {}).model_dump()
     examples = [
@@ -653,6 +693,7 @@ def test_the_sample_shows_the_defaults(file: Path) -> None:
         (uncommented["mqtt"].pop("password_file"), shipped["mqtt"].pop("password_file")),
         (tls := uncommented["mqtt"].pop("tls"), shipped["mqtt"].pop("tls")),
         *[(uncommented["stations"][0]["regions"].pop(n), shipped["stations"][0]["regions"].pop(n)) for n in MASKS],
+        *[(uncommented["stations"][0]["framing"].pop(n), shipped["stations"][0]["framing"].pop(n)) for n in FRAMES],
         (uncommented["stations"][0].pop("calibration"), shipped["stations"][0].pop("calibration")),
         *[(uncommented["stations"][0]["source"].pop(n), shipped["stations"][0]["source"].pop(n)) for n in PATTERN],
         (challenge := uncommented["stations"][0].pop("challenge"), shipped["stations"][0].pop("challenge")),
@@ -667,11 +708,15 @@ def test_the_sample_shows_the_defaults(file: Path) -> None:
     assert camera == GenicamSource(
         type="genicam", camera="192.168.0.10", features={"ExposureTime": 5000.0, "Gain": 0.0}
     )
-    file.write_text("\n".join(before + shown[video:after]))
+    file.write_text("\n".join(before + shown[mqtt:after]))
+    sent = load(file, {}).stations[0].source
+    assert sent == MqttSource(type="mqtt", topic="lines/images", group="inspectors")
+    file.write_text("\n".join(before + shown[video:mqtt]))
     recorded = load(file, {}).stations[0].source
     asked = {"width": 1280, "height": 1024, "fps": 30.0, "fourcc": "MJPG"}
     assert recorded == VideoSource.model_validate({"type": "video", "place": "/dev/video0", "live": True, **asked})
-    file.write_text("\n".join([line for line in lines if not line.startswith("model = ")] + shown[recipe:]))
+    group = shown.index("[[group]]")
+    file.write_text("\n".join([line for line in lines if not line.startswith("model = ")] + shown[recipe:group]))
     (own,) = load(file, {}).stations[0].own_recipes
     at = file.parent
     assert own == Recipe(
@@ -741,7 +786,7 @@ def test_the_sample_comments_out_what_has_a_default_and_nothing_else() -> None:
         option[2] for line in SAMPLE.read_text().splitlines() if (option := OPTION.fullmatch(line)) and not option[1]
     }
     # Recipes and other kinds of sources are shown as well.
-    assert shown == {*required, "model"} - {"mqtt", "station", "source", "camera", "place"}
+    assert shown == {*required, "model"} - {"mqtt", "station", "source", "camera", "place", "topic"}
 
 
 def test_every_number_has_bounds() -> None:
@@ -759,4 +804,4 @@ def test_the_options_are_those_of_the_settings() -> None:
     )
     kinds = [key for key in keys if not key.startswith("station.source")]
     assert len(kinds) == len(set(kinds))
-    assert keys.count("station.source") == 3
+    assert keys.count("station.source") == 4
