@@ -175,12 +175,13 @@ STATES = {
 def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
     """The record of one inspection, schema inspectd.verdict/1, at most 2048 bytes; `as_replayed` needs its end.
 
-    Of its regions it names up to 8, the first ones, and fewer only where long texts leave no room.
+    Of its regions it names up to 8, the first ones, and fewer, as of its views, only where long texts leave no room.
     """
     capture, decision = verdict.capture, verdict.decision
     threshold = decision.threshold
     score = NOT_MEASURED if decision.ratio is None else decision.ratio
     regions = [_region(region) for region in verdict.regions[:_REGIONS]]
+    views = [_view(view) for view in verdict.views]
     content = {
         "schema": "inspectd.verdict/1",
         "id": capture.id,
@@ -227,11 +228,11 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
         },
         "source": text(capture.origin, _SOURCE, keep_end=True),
         "frame_id": capture.frame_id,
-        "views": [_view(view) for view in verdict.views],
+        "views": views,
         "replayed": False,
     }
-    while len(payload := encode(content)) > VERDICT_LIMIT and regions:
-        regions.pop()
+    while len(payload := encode(content)) > VERDICT_LIMIT and (shortened := regions or views):
+        shortened.pop()
     return payload
 
 

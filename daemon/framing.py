@@ -118,7 +118,7 @@ def _gain(flat: Image, kept: Image) -> NDArray[np.float32]:
     dead = int((kept < np.maximum(DEAD * mean, 1)).any(axis=2).sum())
     if dead:
         raise FramingError(
-            f"{dead} pixels are darker than {DEAD:.0%} of the mean, so that nothing could be made of them: take the "
+            f"{dead} px are darker than {DEAD:.0%} of the mean, so that nothing could be made of them: take the "
             "image anew of a white surface, evenly lit, without the lens cap, or crop those pixels away"
         )
     return np.asarray(mean / kept, np.float32)

@@ -21,7 +21,7 @@ from daemon.canaries import CAUSES
 from daemon.challenge import ChallengeStatus
 from daemon.contract import META_LIMIT, TOPICS, Identity, Picture, Quality, StationState
 from daemon.images import MAX_PIXELS, MAX_SIDE
-from daemon.messages import Capture, Clock, Decision, Latency, Outcome, Reason, Trigger, Verdict
+from daemon.messages import Capture, Clock, Decision, Latency, Outcome, Reason, Trigger, Verdict, View
 from daemon.regions import Region
 from daemon.requests import Action, Code
 from daemon.stats import Drop, Latencies, Stats
@@ -82,6 +82,21 @@ UNREADABLE = replace(
     decision=Decision(Outcome.ERROR, Reason.DECODE_FAILED, 'Größe 0: "leer"', None, None, 0.5, 0.5),
     latency=Latency(queue=0.0, infer=0.00004, total=1e7),
 )
+SEEN = (
+    View("top", CAPTURE.id, 184213, Outcome.FAIL, 1.8375),
+    View("side", "01JDA5ZK3V9Q4W8R7T6Y5M2N1W", 184209, Outcome.ERROR, None),
+)
+FUSED = replace(
+    UNREADABLE,
+    capture=replace(CAPTURE, id="01JDA5ZK3V9Q4W8R7T6Y5M2N1X", station="part", origin=""),
+    decision=replace(UNREADABLE.decision, detail="side: the file is empty"),
+    views=SEEN,
+)
+LACKING = replace(
+    FUSED,
+    decision=replace(UNREADABLE.decision, reason=Reason.VIEW_MISSING, detail="no verdict of side within 2 s"),
+    views=SEEN[:1],
+)
 STATE = StationState("ContinuousExecution", "online", "ok", "ok", 41, 0, 184213, 86211)
 AT = datetime(2026, 11, 22, 7, 58, 4, 1_000, UTC)
 CALIBRATION = replace(
@@ -136,6 +151,8 @@ PAYLOADS: dict[str, Callable[[], bytes]] = {
     "verdict_uncertain.json": lambda: contract.encode_verdict(IDENTITY, UNCERTAIN),
     "verdict_error.json": lambda: contract.encode_verdict(IDENTITY, UNREADABLE),
     "verdict_triggered.json": lambda: contract.encode_verdict(IDENTITY, TRIGGERED),
+    "verdict_views.json": lambda: contract.encode_verdict(replace(IDENTITY, station="part"), FUSED),
+    "verdict_view_missing.json": lambda: contract.encode_verdict(replace(IDENTITY, station="part"), LACKING),
     "plc_triggered.json": lambda: contract.encode_actuation(IDENTITY, TRIGGERED, 2.0).payload,
     "response.json": lambda: requests.encode_response(
         IDENTITY, ("T-88127", "trigger"), Code.ACCEPTED, "", "Ready", AT, seq=184213
@@ -278,6 +295,16 @@ def verdicts(draw: st.DrawFn) -> Verdict:
     return Verdict(
         draw(st.integers(1, 2**53 - 1)), capture, decision, draw(moments), latency, found, draw(st.booleans())
     )
+
+
+views = st.builds(
+    View,
+    st.just("s" * 32),
+    st.just("0" * 26),
+    st.integers(1, 2**53 - 1),
+    st.sampled_from(Outcome),
+    st.none() | positive,
+)
 
 
 @st.composite

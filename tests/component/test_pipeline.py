@@ -18,10 +18,12 @@ from daemon.challenge import Challenge, ChallengeSet
 from daemon.channel import Channel, Lanes, Overflow
 from daemon.contract import Identity, Message
 from daemon.execution import Execution, Mode
+from daemon.fusion import Fusion, Key
+from daemon.groups import GroupHealth
 from daemon.health import StationHealth
 from daemon.messages import Capture, Frame, Outcome, Reason, Unreadable
 from daemon.outbox import Entry, Outbox, OutboxError
-from daemon.pipeline import Concluded, Station
+from daemon.pipeline import Concluded, Group, Station
 from daemon.quality import StationQuality
 from daemon.recipes import Recipe, Recipes
 from daemon.regions import PLAIN, RegionDetector, Rule
@@ -135,15 +137,22 @@ def spotted(*spots: tuple[slice, slice, int]) -> Image:
     return image
 
 
-def written(outbox: Outbox) -> list[dict[str, Any]]:
+def written(outbox: Outbox, station: str = "cam1") -> list[dict[str, Any]]:
     """The record as subscribers will read it."""
-    return [json.loads(entry.payload) for entry in outbox.entries("cam1", 0, 1000)]
+    return [json.loads(entry.payload) for entry in outbox.entries(station, 0, 1000)]
+
+
+def group_of(*views: Station, within_s: float = 30.0) -> Group:
+    identity = replace(views[0].recipes.current.identity, station="part", model="", calibration="")
+    fusion = Fusion("part", [view.name for view in views], Key.PART_ID, within_s)
+    health = GroupHealth("part", 0, [view.health for view in views])
+    return Group("part", fusion, lambda: identity, Gate(), health, 5.0)
 
 
 class Line:
     """Inspect and record, running."""
 
-    def __init__(self, outbox: Outbox, *stations: Station, batch: int = 4) -> None:
+    def __init__(self, outbox: Outbox, *stations: Station, batch: int = 4, groups: Sequence[Group] = ()) -> None:
         self.outbox = outbox
         self.stations = {s.name: s for s in stations}
         self.frames: Lanes[Frame | Unreadable] = Lanes(self.stations, 100)
@@ -152,8 +161,8 @@ class Line:
         self.failures: list[BaseException] = []
         concluded: Channel[Concluded] = Channel(100, Overflow.WAIT)
         stages: list[Callable[[], None]] = [
-            lambda: pipeline.inspect(self.frames, self.stations, concluded, batch),
-            lambda: pipeline.record(concluded, self.stations, outbox, self.pictures, self.stop),
+            lambda: pipeline.inspect(self.frames, self.stations, concluded, batch, groups),
+            lambda: pipeline.record(concluded, self.stations, outbox, self.pictures, self.stop, groups),
         ]
         self.threads = [Thread(target=self._guard, args=(stage,)) for stage in stages]
 
@@ -395,3 +404,80 @@ def test_scores_that_drift_below_the_threshold_alarm_and_the_alarm_is_told(outbo
     assert (watch["status"], watch["direction"], watch["parts"]) == ("alarm", "up", 80)
     assert told["drift"]["brightness"]["status"] == "off"
     assert {verdict["threshold_raw"] for verdict in written(outbox)} == {round(USUAL.threshold, 6)}
+
+
+def test_the_views_of_a_part_become_one_verdict_that_goes_by_the_worst_and_its_gate_hears_it(outbox: Outbox) -> None:
+    top, side = station("top"), station("side", detector=Spotter(), calibration=BANDED)
+    group = group_of(top, side)
+    spot = spotted((slice(4, 8), slice(10, 16), int(2 * BANDED.threshold)))
+    parts = [(1, "top", GOOD), (2, "top", GOOD), (1, "side", spotted()), (2, "side", spot)]
+    views = [Frame(replace(capture(n, name), id=f"{place:026d}"), im) for place, (n, name, im) in enumerate(parts)]
+    done = Line(outbox, top, side, groups=[group]).run(*views)
+    assert len(done) == 4
+    told = {verdict["part_id"]: verdict for verdict in written(outbox, "part")}
+    assert [(one["verdict"], one["reject"]) for one in (told["part1"], told["part2"])] == [
+        ("PASS", False),
+        ("FAIL", True),
+    ]
+    assert sorted(one["seq"] for one in told.values()) == [1, 2]
+    assert [(one["station"], one["verdict_code"]) for one in told["part2"]["views"]] == [("top", 1), ("side", 2)]
+    recorded = {one["id"]: one for name in ("top", "side") for one in written(outbox, name)}
+    for seen in told["part2"]["views"]:
+        own = recorded[seen["id"]]
+        assert {key: own[key] for key in seen} == seen
+        assert (own["views"], own["part_id"]) == ([], "part2")
+    worst = next(one for one in written(outbox, "side") if one["part_id"] == "part2")
+    assert {told["part2"][key] == worst[key] for key in ("score", "threshold_raw", "p_value", "calibration")} == {True}
+    assert told["part2"]["station"] == "part"
+    assert isinstance(group.sink, Gate)
+    gate = [json.loads(message.payload) for message in group.sink.heard]
+    assert {message.topic for message in group.sink.heard} == {"plant/part/plc"}
+    assert {(one["p"], one["r"]) for one in gate} == {("part1", False), ("part2", True)}
+    assert [one["s"] for one in gate] == [1, 2]
+    assert not outbox.concluded(told["part1"]["id"])
+    assert group.health.summary() == "part: 1 PASS, 1 FAIL"
+
+
+def test_the_gate_hears_of_a_missing_view_at_the_deadline_though_nothing_comes_and_a_late_view_changes_nothing(
+    outbox: Outbox,
+) -> None:
+    top, side = station("top"), station("side")
+    group = group_of(top, side, within_s=0.05)
+    line = Line(outbox, top, side, groups=[group])
+    line.frames.put("top", Frame(capture(1, "top"), GOOD))
+    for thread in line.threads:
+        thread.start()
+    assert isinstance(group.sink, Gate)
+    heard = group.sink.heard
+    eventually(lambda: heard, "the verdict of the part")
+    line.frames.put("side", Frame(replace(capture(1, "side"), id="1" * 26), GOOD))
+    line.frames.close()
+    line.join()
+    (told,) = written(outbox, "part")
+    assert (told["reason"], told["reason_code"], told["reject"]) == ("view_missing", 307, True)
+    assert told["detail"] == "no verdict of side within 0.05 s"
+    assert [one["station"] for one in told["views"]] == ["top"]
+    assert len(heard) == len(written(outbox, "side")) == 1
+    (raised,) = group.health.update(0)
+    assert (raised.alarm.id.value, raised.alarm.detail) == ("VIEW_MISSING", told["detail"])
+    assert "1 views too late" in group.health.summary()
+
+
+def test_a_group_is_as_ready_as_the_least_ready_of_its_views_and_at_the_end_gives_up_what_waits(
+    outbox: Outbox,
+) -> None:
+    top, side = station("top"), station("side")
+    group = group_of(top, side)
+    top.health.source_is(available=True)
+    assert group.health.state(0).state == "Preoperational"
+    side.health.source_is(available=True)
+    assert (group.health.state(0).state, group.health.state(0).ready) == ("ContinuousExecution", True)
+    side.execution.become(Mode.HALTED)
+    assert (group.health.state(0).state, group.health.state(0).ready) == ("Halted", False)
+    side.health.source_is(available=False)
+    assert (group.health.state(0).state, group.health.state(0).camera) == ("Error", "offline")
+    unnamed = replace(capture(2, "top"), part_id="")
+    Line(outbox, top, side, groups=[group]).run(Frame(capture(1, "top"), GOOD), Frame(unnamed, GOOD))
+    (told,) = written(outbox, "part")
+    assert (told["reason_code"], told["result_state"], told["seq"]) == (305, 3, 1)
+    assert "1 views of nobody's" in group.health.summary()

@@ -24,6 +24,7 @@ def made(
     *,
     model: str = "model-a",
     regions: str = "",
+    framing: str = "",
     method: Method | None = None,
     size: int = 1,
     fail_alpha: float | None = None,
@@ -33,7 +34,7 @@ def made(
     return fit(
         np.repeat(np.random.default_rng(n).gumbel(3, 0.5, n), size),
         alpha=0.01,
-        provenance=replace(PROVENANCE, model=model, regions=regions),
+        provenance=replace(PROVENANCE, model=model, regions=regions, framing=framing),
         method=method,
         groups=[f"part{number}" for number in np.repeat(np.arange(n), size)] if size > 1 else (),
         fail_alpha=fail_alpha,
@@ -202,6 +203,7 @@ def test_an_edited_file_is_refused(path: Path, key: str, value: object) -> None:
         ("data_sha256", "e" * 64),
         ("engine", "cuda"),
         ("regions", "mask-2"),
+        ("framing", "frame-2"),
         ("made_by", "Bob"),
         ("made_at", "2027-03-04T12:00:00+00:00"),
         ("made_at", "2026-03-04T12:00:00"),
@@ -292,6 +294,25 @@ def test_a_calibration_within_other_regions_is_refused_with_both_names(path: Pat
     save(made(), path)
     with pytest.raises(CalibrationError, match=r"\(none, not mask-1\)"):
         load(path, "model-a", "mask-1")
+
+
+def test_a_calibration_of_images_framed_otherwise_is_refused_with_both_framings_and_the_cure(path: Path) -> None:
+    save(made(framing="frame-1"), path)
+    assert load(path, "model-a", framing="frame-1") == load(path, "model-a", framing=None) == read(path)
+    with pytest.raises(CalibrationError, match=r"\(frame-1, now frame-2\); run `inspectd calibrate --config FILE"):
+        load(path, "model-a", framing="frame-2")
+    with pytest.raises(CalibrationError, match=r"\(frame-1, now not at all\)"):
+        load(path, "model-a")
+    save(made(), path)
+    with pytest.raises(CalibrationError, match=r"\(not at all, now frame-1\)"):
+        load(path, "model-a", framing="frame-1")
+
+
+def test_a_calibration_from_before_there_were_framings_is_one_of_plain_images(path: Path) -> None:
+    save(made(), path)
+    assert "framing" not in json.loads(path.read_text())["provenance"]
+    assert load(path, "model-a", framing="").provenance.framing == ""
+    assert made().id != made(framing="frame-1").id
 
 
 def test_a_proposal_changes_nothing_until_it_is_accepted(path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from daemon.channel import Channel, ClosedError, Overflow
+from daemon.channel import Channel, ClosedError, Lanes, Overflow
 
 DEADLINE_S = 20.0
 CAPACITY = 3
@@ -40,6 +40,17 @@ def test_what_was_put_comes_out_in_order_in_batches_up_to_the_limit() -> None:
         channel.put(number)
     channel.close()
     assert list(channel.batches(2)) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_taker_whose_patience_is_over_gets_an_empty_batch_and_later_what_was_put() -> None:
+    lanes = Lanes[int](["a"], 10)
+    patience = [0.01, 0.0, None]
+    batches = lanes.batches(2, lambda: patience.pop(0) if patience else None)
+    assert next(batches) == next(batches) == []
+    lanes.put("a", 1)
+    assert next(batches) == [1]
+    lanes.close()
+    assert list(batches) == []
 
 
 def test_a_full_channel_holds_the_giver_up_until_something_is_taken() -> None:

@@ -14,7 +14,7 @@ from daemon import contract
 from daemon.challenge import ChallengeStatus
 from daemon.contract import Identity, Message, Picture, Quality, StationState
 from daemon.images import MAX_PIXELS, MAX_SIDE
-from daemon.messages import Decision, Latency, Outcome, Reason, Verdict
+from daemon.messages import Decision, Latency, Outcome, Reason, Verdict, View
 from daemon.regions import Region
 from tests.payloads import (
     AT,
@@ -22,6 +22,7 @@ from tests.payloads import (
     CAPTURE,
     EPOCH,
     FAILED,
+    FUSED,
     GOLDEN,
     IDENTITY,
     PASSED,
@@ -38,8 +39,10 @@ from tests.payloads import (
     shape,
     unhurried,
     verdicts,
+    views,
 )
 
+GOLDEN_VIEWS = GOLDEN / "verdict_views.json"
 REGION = shape(parse(PAYLOADS["verdict_fail.json"]())["regions"][0])
 
 
@@ -65,6 +68,27 @@ def test_every_verdict_is_plain_whole_and_small_whatever_the_texts(identity: Ide
     assert content["meta"] == said or any(isinstance(value, float) for value in said.values())
     assert content["reject"] == (content["verdict"] != "PASS")
     assert content["replayed"] is False
+
+
+@unhurried
+@given(identities(), verdicts(), st.lists(views, min_size=1, max_size=8))
+def test_every_verdict_of_several_views_stays_small_and_names_the_first_of_them(
+    identity: Identity, verdict: Verdict, seen: list[View]
+) -> None:
+    payload = contract.encode_verdict(identity, replace(verdict, views=tuple(seen)))
+    content = parse(payload)
+    assert len(payload) <= contract.VERDICT_LIMIT
+    assert [view["seq"] for view in content["views"]] == [view.seq for view in seen][: len(content["views"])]
+    assert {repr(shape(view)) for view in content["views"]} <= {
+        repr(shape(parse(GOLDEN_VIEWS.read_bytes())["views"][0]))
+    }
+    assert content["region_count"] == len(verdict.regions)
+
+
+def test_eight_views_of_usual_names_are_all_named() -> None:
+    seen = tuple(View(f"side-{number}-of-8", "0" * 26, 10**9, Outcome.FAIL, 12.345678) for number in range(8))
+    part = replace(FUSED, capture=replace(FUSED.capture, part_id="p" * 40, batch_id="b" * 16), views=seen)
+    assert len(parse(contract.encode_verdict(IDENTITY, part))["views"]) == 8
 
 
 @unhurried
@@ -242,8 +266,8 @@ def crowded(part_id: str, origin: str) -> bytes:
     return contract.encode_verdict(identity, verdict)
 
 
-def test_eight_regions_fit_beside_the_longest_part_id_and_a_path_of_200_bytes() -> None:
-    payload = crowded("p" * 64, "/" + "o" * 199)
+def test_eight_regions_fit_beside_the_longest_part_id_and_a_path_of_180_bytes() -> None:
+    payload = crowded("p" * 64, "/" + "o" * 179)
     assert len(payload) <= 2048
     content = parse(payload)
     assert (len(content["regions"]), content["region_count"]) == (8, 12_345)

@@ -2,11 +2,13 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, ValidationError
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -16,7 +18,7 @@ from daemon.alarms import Alarm, AlarmId, Change
 from daemon.announcements import Birth, Event, EventKind
 from daemon.cli import app
 from daemon.contract import TOPICS, Identity, Picture, Quality
-from daemon.messages import Clock, Verdict
+from daemon.messages import Clock, Verdict, View
 from daemon.requests import Action, Code
 from daemon.stats import Stats
 from tests.payloads import (
@@ -32,6 +34,7 @@ from tests.payloads import (
     qualities,
     unhurried,
     verdicts,
+    views,
 )
 
 
@@ -123,6 +126,14 @@ def test_every_verdict_and_what_goes_with_it_follows_its_schema(identity: Identi
     check("plc", contract.encode_actuation(identity, verdict, 2.0).payload)
     for kind in Picture:
         check("picture", contract.encode_picture_comment(verdict, kind))
+
+
+@unhurried
+@given(identities(), verdicts(), st.lists(views, min_size=1, max_size=8))
+def test_every_verdict_of_several_views_follows_its_schema(
+    identity: Identity, verdict: Verdict, seen: list[View]
+) -> None:
+    check("verdict", contract.encode_verdict(identity, replace(verdict, views=tuple(seen))))
 
 
 @unhurried
