@@ -23,12 +23,12 @@ from daemon.link import Broker, DeliveryError
 from daemon.outbox import Outbox
 from daemon.regions import PLAIN, RegionDetector, Rule, load_mask
 from daemon.sources.base import Source
-from daemon.sources.folder import FolderSource, Order
+from daemon.sources.folder.source import FolderSource, Order
 from daemon.sources.framed import framed
-from daemon.sources.genicam import GenicamSource, Incomplete
+from daemon.sources.genicam.session import Exposure
+from daemon.sources.genicam.source import GenicamSource, Incomplete
 from daemon.sources.mqtt import MqttSource
-from daemon.sources.session import Exposure
-from daemon.sources.video import VideoSource, shown
+from daemon.sources.video.source import VideoSource, shown
 from daemon.stats import Drop
 from detectors import artifact
 from detectors.base import ArtifactError, Detector, DetectorName

@@ -132,8 +132,8 @@ def _check_framing(station: Station, faults: list[str]) -> str | None:
 
 def _check_source(station: Station) -> None:
     """See whether a source can be used, as far as that is known without taking a part from it."""
-    from daemon.sources.camera import require_library
-    from daemon.sources.folder import examine
+    from daemon.sources.folder.source import examine
+    from daemon.sources.genicam.camera import require_library
 
     match station.source:
         case FolderSource() as source:

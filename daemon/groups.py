@@ -95,8 +95,8 @@ class GroupHealth:
         outcomes = self.counters.snapshot(datetime.now(UTC)).outcomes
         counted = ", ".join(f"{outcomes[o]} {o.name}" for o in Outcome if outcomes[o]) or "no part yet"
         troubles = [
-            *([f"{self._late} views too late"] if self._late else []),
-            *([f"{self._unnamed} views of nobody's"] if self._unnamed else []),
+            *([f"late views: {self._late}"] if self._late else []),
+            *([f"views without an id: {self._unnamed}"] if self._unnamed else []),
         ]
         return f"{self.group}: {counted}" + (f" ({', '.join(troubles)})" if troubles else "")
 

@@ -166,6 +166,7 @@ class Link:
         self._owed: dict[int, bool] = {}  # messages without our acknowledgement, in order; True once it may be sent
         self._overflown = 0
         self._subscribed: dict[int, str] = {}
+        self._heard: set[int] = set()
         self._denied: list[int] = []
         self._blamed = False
         self.window = WINDOW
@@ -267,6 +268,18 @@ class Link:
             raise DeliveryError(self._lost or f"subscribing to {topic} failed: {result.name}")
         self._subscribed[mid] = topic
 
+    def await_subscriptions(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        """Wait until the broker has said of each subscription whether it is granted.
+
+        Raises:
+            DeliveryError: the connection is gone, or the broker says nothing.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._subscribed.keys() <= self._heard or self._lost is not None, timeout_s)
+            self.check()
+            if not self._subscribed.keys() <= self._heard:
+                raise DeliveryError("it does not answer a subscription")
+
     def take_denied(self) -> list[str]:
         """Topics that the broker has refused to let us hear since the last call."""
         with self._changed:
@@ -284,7 +297,7 @@ class Link:
     def take_delivered(self, wait_s: float) -> list[Delivered]:
         """What has come in our session since the last call, in order; waits a while for the first, the loss ends it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._delivered or self._denied or self._lost is not None, wait_s)
+            self._changed.wait_for(lambda: self._delivered or self._lost is not None, wait_s)
             taken = list(self._delivered)
             self._delivered.clear()
         return taken
@@ -455,10 +468,11 @@ class Link:
 
     def _on_subscribe(self, _: Client, __: object, mid: int, answers: list[ReasonCode], ___: object) -> None:
         with self._changed:
+            self._heard.add(mid)
             if any(answer.is_failure for answer in answers):
                 self._denied.append(mid)
                 self._woken = True
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def _on_publish(self, _: Client, __: object, mid: int, answer: ReasonCode, ____: object) -> None:
         with self._changed:

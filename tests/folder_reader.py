@@ -15,7 +15,7 @@ import structlog
 
 from daemon.messages import Outcome, Unreadable
 from daemon.outbox import Entry, Outbox
-from daemon.sources.folder import FolderSource
+from daemon.sources.folder.source import FolderSource
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 
 from daemon.messages import Frame, Unreadable
 from daemon.sources.base import ALWAYS, Demand, Source, SourceUnavailableError
-from daemon.sources.folder import FolderSource
+from daemon.sources.folder.source import FolderSource
 from detectors.base import Image
 
 DEADLINE_S = 20.0

@@ -117,6 +117,7 @@ def calibrate(
         digests = _each_once(held, present.images if add and present else ())
         groups = [] if group is None else _groups(list(digests), group)
         lens = target.lens(list(digests))
+        _warn_of_strange_images(target.model, lens)
         if add and present is not None:
             target.fitting(present, lens.fingerprint)
         survey = _survey(detector, lens, digests, groups, present if add else None)
@@ -144,6 +145,21 @@ def calibrate_new(model: Path, held: Sequence[Path], alpha: float, device: Devic
     calibration = _fit(target, detector, lens, survey, _How(alpha), None)
     out.print(describe(calibration), markup=False, soft_wrap=True)
     _put_in_force(calibration, target)
+
+
+def _warn_of_strange_images(model: Path, lens: Lens) -> None:
+    """Say if the model has learned from images that looked otherwise: its threshold holds, but it tells parts badly."""
+    from daemon.desk.training import learned_framing
+
+    learned = learned_framing(model)
+    if learned is not None and learned != lens.fingerprint:
+        out.print(
+            f"{model} learned from images framed otherwise ({learned or 'not at all'}, now "
+            f"{lens.fingerprint or 'not at all'}) and may miss defects: train on images framed as they are now, with "
+            "`inspectd sources frame`.",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def not_learned(model: Path, pool: Sequence[Path], good: Path) -> list[Path]:

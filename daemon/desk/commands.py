@@ -154,7 +154,7 @@ def train(
         learned, held = pool, dataset.good_images(calibration_good)
     else:
         learned, held = dataset.split(pool, alpha, seed)
-    of_all([*learned, *held])
+    framing = of_all([*learned, *held]).fingerprint
     order = Order(
         detector,
         size,
@@ -179,7 +179,7 @@ def train(
         soft_wrap=True,
     )
     (out_folder / MANIFEST).unlink(missing_ok=True)  # from here on there is no finished model with another split
-    write_split(out_folder, learned, held, seed)
+    write_split(out_folder, learned, held, seed, framing)
     held = not_learned(out_folder, held, calibration_good or good)
     with progress() as bar:
         task = bar.add_task("training", total=training.steps, note="")

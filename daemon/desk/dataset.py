@@ -24,6 +24,7 @@ __all__ = [
     "digest",
     "digest_of",
     "good_images",
+    "identity",
     "labelled_images",
     "pictures",
     "read_category",
@@ -91,8 +92,13 @@ def split(paths: Sequence[Path], alpha: float, seed: int) -> tuple[list[Path], l
 
 
 def digest(paths: Sequence[Path]) -> str:
-    """SHA-256 over the contents of files, or of those they were framed of, whatever their names and order."""
-    return digest_of([lens.sha256(path) for path in paths])
+    """SHA-256 over the contents of files, whatever their names and order."""
+    return digest_of([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
+
+
+def identity(path: Path) -> str:
+    """What tells a picture, framed or not: the digest of its file, or of the file it was framed of."""
+    return digest_of([lens.sha256(path)])
 
 
 def digest_of(digests: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ app = typer.Typer(no_args_is_help=True, help="Find cameras, and save what a stat
 @app.command(name="list")
 def list_() -> None:
     """Say which cameras answer: GigE Vision and USB3 Vision cameras, and video devices."""
-    from daemon.sources.camera import discover
+    from daemon.sources.genicam.camera import discover
 
     table = Table("type", "camera or place", "name", "vendor", "model", "address", box=SIMPLE_HEAD)
     try:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, assert_never
 
 from daemon.desk import dataset
 from daemon.desk.dataset import DatasetError
+from daemon.desk.lens import of_all
 from detectors import patchcore
 from detectors.artifact import write_json
 from detectors.base import ArtifactError, DetectorName
@@ -144,7 +145,9 @@ class EfficientADTraining:
         if order.size != PIXELS:
             raise ArtifactError(f"{order.detector} sees {PIXELS} px only, not {order.size}; leave --size out")
         if order.trained:
-            if set(_split(order.trained)["learned"].values()) != {dataset.digest([path]) for path in good}:
+            split = _split(order.trained)
+            alike = split["framing"] == of_all(good).fingerprint
+            if not alike or set(split["learned"].values()) != {dataset.identity(path) for path in good}:
                 raise ArtifactError(
                     f"{order.trained} learned from other images than PUAD would; give the --good, --alpha and --seed "
                     "that it was trained with"
@@ -227,15 +230,26 @@ def _data(good: Sequence[Path]) -> dict[str, Any]:
     return {"good_parts": len(good), "data_sha256": dataset.digest(good)}
 
 
-def write_split(folder: Path, learned: Sequence[Path], held: Sequence[Path], seed: int) -> None:
-    """Keep beside the model which images it learned from and which were held out for its calibration."""
+def write_split(folder: Path, learned: Sequence[Path], held: Sequence[Path], seed: int, framing: str = "") -> None:
+    """Keep beside the model which images it learned from, how framed, and which were held out for its calibration."""
     content = {
         "seed": seed,
-        "learned": {path.name: dataset.digest([path]) for path in learned},
-        "held_out": {path.name: dataset.digest([path]) for path in held},
+        "framing": framing,
+        "learned": {path.name: dataset.identity(path) for path in learned},
+        "held_out": {path.name: dataset.identity(path) for path in held},
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SPLIT, content)
+
+
+def learned_framing(folder: Path) -> str | None:
+    """The fingerprint of the framing of the images that the model in `folder` learned from; None if nobody knows.
+
+    Raises:
+        DatasetError: the record is missing or torn.
+    """
+    split = _split(folder)
+    return split["framing"] if split["learned"] else None
 
 
 def unlearned(folder: Path, paths: Sequence[Path]) -> list[Path]:
@@ -245,7 +259,7 @@ def unlearned(folder: Path, paths: Sequence[Path]) -> list[Path]:
         DatasetError: nobody knows what it learned from.
     """
     learned = set(_split(folder)["learned"].values())
-    return [path for path in paths if dataset.digest([path]) not in learned]
+    return [path for path in paths if dataset.identity(path) not in learned]
 
 
 def unseen(folder: Path, paths: Sequence[Path]) -> list[Path]:
@@ -256,13 +270,14 @@ def unseen(folder: Path, paths: Sequence[Path]) -> list[Path]:
     """
     split = _split(folder)
     seen = {*split["learned"].values(), *split["held_out"].values()}
-    return [path for path in paths if dataset.digest([path]) not in seen]
+    return [path for path in paths if dataset.identity(path) not in seen]
 
 
-def _split(folder: Path) -> dict[str, dict[str, str]]:
+def _split(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / SPLIT).read_text())
-        return {key: content[key] for key in ("learned", "held_out")}
+        # Before there were framings, images were as the camera took them.
+        return {"framing": content.get("framing", ""), **{key: content[key] for key in ("learned", "held_out")}}
     except (OSError, ValueError, LookupError) as error:
         raise DatasetError(
             f"{folder / SPLIT} cannot be read ({error}), so nobody knows which images the model learned from; "

@@ -19,8 +19,8 @@ from daemon.link import Broker, Delivered, DeliveryError, Link, Session
 from daemon.messages import Capture, Clock, Frame, Reply, Unreadable
 from daemon.outbox import OutboxError
 from daemon.requests import Received, RefusedError, response
-from daemon.sources import labels
 from daemon.sources.base import ALWAYS, TICK_S, Demand, SourceUnavailableError
+from daemon.sources.folder import labels
 
 RECENT = 1024
 """Of how many images that do not say which they are the contents are remembered, to know those that come again."""
@@ -105,6 +105,25 @@ class MqttSource:
             raise SourceUnavailableError(
                 f"no images can come: {error}; see that it runs, and to [mqtt] in the configuration"
             ) from error
+        try:
+            link.subscribe(self._filter)
+            link.await_subscriptions()
+        except DeliveryError as error:
+            link.close()
+            raise SourceUnavailableError(f"no images can come: broker {broker}: {error}") from error
+        if link.take_denied():
+            link.close()
+            raise SourceUnavailableError(
+                f"no images can come: broker {broker} refuses the subscription to {self._filter}; let the daemon's "
+                "user read there, and set a group only with a broker that knows shared subscriptions"
+            )
+        log.info(
+            "images are awaited",
+            station=self._identity.station,
+            topic=self._filter,
+            broker=str(broker),
+            protocol=link.protocol,
+        )
         with self._changing:
             self._open.add(link)
             self._receiving = link
@@ -113,14 +132,8 @@ class MqttSource:
     def _frames(self, link: Link, stop: threading.Event, demand: Demand) -> Iterator[Frame | Unreadable | None]:
         waiting: deque[Delivered] = deque()
         try:
-            link.subscribe(self._filter)
             while not stop.is_set():
                 link.check()
-                if link.take_denied():
-                    raise SourceUnavailableError(
-                        f"no images can come: the broker refuses the subscription to {self._filter}; let the daemon's "
-                        "user read there, and set a group only with a broker that knows shared subscriptions"
-                    )
                 while waiting and link.lost is None and not stop.is_set() and demand.wanted():
                     part = self._take(link, waiting.popleft())
                     if part is not None:

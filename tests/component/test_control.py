@@ -39,7 +39,7 @@ from daemon.recipes import Recipe, Recipes
 from daemon.requests import REQUEST, REQUEST_LIMIT, RESPONSE, TRIGGER, Action, Code, Received
 from daemon.sinks.mqtt import StationSink
 from daemon.sources.base import ALWAYS, Demand
-from daemon.sources.folder import FolderSource
+from daemon.sources.folder.source import FolderSource
 from daemon.stats import Drop
 from detectors.base import Image
 from detectors.template import TemplateDetector

@@ -21,7 +21,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.messages import Unreadable
-from daemon.sources.claims import State
+from daemon.sources.folder.claims import State
 from daemon.sources.names import free_path
 from tests.folders import (
     NEVER_MS,

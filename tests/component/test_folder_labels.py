@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from daemon.sources.labels import (
+from daemon.sources.folder.labels import (
     META_BYTES,
     META_KEYS,
     SIDECAR_BYTES,

@@ -16,10 +16,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.outbox import Outbox
-from daemon.sources import ledger
-from daemon.sources.claims import Keeping, State
-from daemon.sources.ledger import Ledger, LedgerError
-from daemon.sources.rooms import Rooms
+from daemon.sources.folder import ledger
+from daemon.sources.folder.claims import Keeping, State
+from daemon.sources.folder.ledger import Ledger, LedgerError
+from daemon.sources.folder.rooms import Rooms
 from tests.folders import Arrivals, Reader, eventually, file_of, names_under, pixels, source
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image as Pillow
 from structlog.testing import capture_logs
 
-from daemon.sources.folder import Order
+from daemon.sources.folder.source import Order
 from daemon.sources.names import free_path, is_candidate, natural, part_id, shortened
 from tests.folders import NEVER_MS, Arrivals, eventually, file_of, names_under, pixels, source
 

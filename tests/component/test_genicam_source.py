@@ -15,9 +15,9 @@ import pytest
 from daemon.execution import Asked, Execution, Mode
 from daemon.messages import Clock, Frame, Reason, Unreadable
 from daemon.sources.base import ALWAYS, Demand, SourceUnavailableError
-from daemon.sources.camera import DeviceClock, discover
-from daemon.sources.genicam import GenicamSource, Incomplete
-from daemon.sources.session import Exposure
+from daemon.sources.genicam.camera import DeviceClock, discover
+from daemon.sources.genicam.session import Exposure
+from daemon.sources.genicam.source import GenicamSource, Incomplete
 from daemon.stats import Drop
 from tests.cameras import ADDRESS, DEADLINE_S, Simulator, need_simulator
 
@@ -213,7 +213,7 @@ def test_an_absent_camera_is_named_with_the_cure() -> None:
 def test_a_missing_library_is_named_with_the_cure() -> None:
     program = (
         "import sys, threading; sys.modules['viva_genicam'] = None\n"
-        "from daemon.sources.genicam import GenicamSource\n"
+        "from daemon.sources.genicam.source import GenicamSource\n"
         "GenicamSource('s1', '127.0.0.1', lost=print).frames(threading.Event())"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -29,7 +29,7 @@ from daemon.link import DeliveryError, Link
 from daemon.messages import Outcome
 from daemon.outbox import Entry
 from daemon.sinks.mqtt import PictureSink
-from daemon.sources.folder import FolderSource
+from daemon.sources.folder.source import FolderSource
 from tests.brokers import DEADLINE_S, HOST, PUBACK, ROOT, Broker, Cable, Subscriber, eventually, free_port
 from tests.component.test_mqtt_security import NAME, Authority, serving
 from tests.component.test_mqtt_sink import (

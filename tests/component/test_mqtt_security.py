@@ -473,7 +473,9 @@ def test_with_the_setup_of_the_page_for_certificates_the_daemon_writes_without_a
     connection = Link(link.Broker(NAME, page.port, tls=tls), "inspectd.edge7.cam1")
     publish(connection, "verdict", "1")
     connection.publish(Message("plant/line1/cam2/verdict", b"1"))
-    eventually(lambda: connection.lost, "the refusal of another station's topic")
+    (refused,) = eventually(connection.take_refused, "the refusal of another station's topic").values()
+    assert refused.forbidden
+    connection.refuse(refused)
     with pytest.raises(DeliveryError, match="it refuses a message"):
         connection.check()
     connection.close()

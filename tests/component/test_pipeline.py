@@ -100,6 +100,18 @@ class FullDisk(Outbox):
         super().keep(entries, settled, promised)
 
 
+class Ledger(Outbox):
+    """An outbox that tells which verdicts were kept together."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.commits: list[list[tuple[str, int]]] = []
+
+    def keep(self, entries: Sequence[Entry], settled: Iterable[str] = (), promised: Iterable[str] = ()) -> None:
+        super().keep(entries, settled, promised)
+        self.commits.append([(entry.station, entry.seq) for entry in entries])
+
+
 def capture(number: int, station: str = "cam1") -> Capture:
     now = datetime.now(UTC)
     return Capture(f"{number:026d}", station, f"part{number}", now, now, time.monotonic(), f"/in/{number}.png")
@@ -460,7 +472,7 @@ def test_the_gate_hears_of_a_missing_view_at_the_deadline_though_nothing_comes_a
     assert len(heard) == len(written(outbox, "side")) == 1
     (raised,) = group.health.update(0)
     assert (raised.alarm.id.value, raised.alarm.detail) == ("VIEW_MISSING", told["detail"])
-    assert "1 views too late" in group.health.summary()
+    assert "late views: 1" in group.health.summary()
 
 
 def test_a_group_is_as_ready_as_the_least_ready_of_its_views_and_at_the_end_gives_up_what_waits(
@@ -480,4 +492,24 @@ def test_a_group_is_as_ready_as_the_least_ready_of_its_views_and_at_the_end_give
     Line(outbox, top, side, groups=[group]).run(Frame(capture(1, "top"), GOOD), Frame(unnamed, GOOD))
     (told,) = written(outbox, "part")
     assert (told["reason_code"], told["result_state"], told["seq"]) == (305, 3, 1)
-    assert "1 views of nobody's" in group.health.summary()
+    assert "views without an id: 1" in group.health.summary()
+
+
+def test_the_verdict_of_a_part_is_kept_together_with_that_of_its_last_view(tmp_path: Path) -> None:
+    outbox = Ledger(tmp_path / "outbox.sqlite3")
+    top, side = station("top"), station("side")
+    line = Line(outbox, top, side, batch=1, groups=[group_of(top, side)])
+    for thread in line.threads:
+        thread.start()
+    for n in range(1, 6):
+        for name in ("top", "side"):
+            line.frames.put(name, Frame(replace(capture(n, name), id=f"{n}{name:0>25}"), GOOD))
+    line.frames.close()
+    line.join()
+    parts = [
+        (commit, commit.index(("part", n))) for n in range(1, 6) for commit in outbox.commits if ("part", n) in commit
+    ]
+    assert len(parts) == 5
+    for number, (commit, place) in enumerate(parts, start=1):
+        assert commit[place - 1] in {("top", number), ("side", number)}
+    outbox.close()

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 
 from daemon.messages import Clock, Frame, Unreadable
 from daemon.sources.base import ALWAYS, Demand, SourceUnavailableError
-from daemon.sources.video import VideoSource, shown
+from daemon.sources.video.source import VideoSource, shown
 from daemon.stats import Drop
 
 DEADLINE_S = 20.0
@@ -348,7 +348,7 @@ def test_a_camera_that_never_answers_holds_nobody_up_who_wants_to_stop() -> None
 def test_a_reader_ends_with_its_daemon_even_if_that_is_killed(film: Path) -> None:
     program = (
         "import sys, threading\n"
-        "from daemon.sources.video import VideoSource\n"
+        "from daemon.sources.video.source import VideoSource\n"
         "parts = VideoSource('s1', sys.argv[1], lost=print).frames(threading.Event())\n"
         "print(next(parts) is not None, flush=True)\n"
         "threading.Event().wait()\n"

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from config.schema import (
     FolderSource,
     Framing,
     GenicamSource,
+    Group,
     Mqtt,
     MqttSource,
     Recipe,
@@ -579,6 +581,28 @@ def test_a_good_topic_prefix_is_taken(file: Path, prefix: str) -> None:
     assert load(file, {}).mqtt.topic_prefix == prefix
 
 
+FOLDER = 'type = "folder"\npath = "incoming"'
+
+
+@pytest.mark.parametrize("topic", ["#", "+/line1/#", "plant/+/cam1/cmd", "plant/line1/+"])
+def test_images_cannot_come_from_where_inspectd_speaks(file: Path, topic: str) -> None:
+    (fault,) = faults(file, replaced(FOLDER, f'type = "mqtt"\ntopic = "{topic}"'))
+    assert 'station[0].source.topic ("cam1")' in fault
+    assert "has topics below plant/line1/, where inspectd itself speaks" in fault
+
+
+@pytest.mark.parametrize("topic", ["", "a/#/b", "a+", "$share/g/a", "a\u0000b", "x" * 1025])
+def test_what_is_no_topic_to_subscribe_to_is_refused_with_the_rule(file: Path, topic: str) -> None:
+    (fault,) = faults(file, replaced(FOLDER, f'type = "mqtt"\ntopic = {json.dumps(topic)}'))
+    assert "is not a topic to subscribe to" in fault
+
+
+@pytest.mark.parametrize("topic", ["plant/images", "plant", "lines/+/images", "plant/line2/#", "/a//b"])
+def test_images_may_come_from_anywhere_else(file: Path, topic: str) -> None:
+    file.write_text(replaced(FOLDER, f'type = "mqtt"\ntopic = "{topic}"\ngroup = "g"'))
+    assert load(file, {}).stations[0].source == MqttSource(type="mqtt", topic=topic, group="g")
+
+
 @pytest.mark.parametrize("host", ["broker", "broker.plant.example", "::1", "192.168.0.2"])
 def test_names_and_addresses_are_hosts(file: Path, host: str) -> None:
     file.write_text(replaced("127.0.0.1", host) + TLS)
@@ -805,3 +829,63 @@ def test_the_options_are_those_of_the_settings() -> None:
     kinds = [key for key in keys if not key.startswith("station.source")]
     assert len(kinds) == len(set(kinds))
     assert keys.count("station.source") == 4
+
+
+GROUP = """
+[[group]]
+name = "part"
+views = ["cam1", "cam2"]
+"""
+
+
+def test_stations_that_see_one_part_form_a_group(file: Path) -> None:
+    assert load(file, {}).groups == ()
+    file.write_text(SMALLEST + SECOND_STATION + GROUP)
+    assert load(file, {}).groups == (Group(name="part", views=("cam1", "cam2"), by="part_id", within_s=2.0),)
+    file.write_text(f'{SMALLEST}{SECOND_STATION}{GROUP}by = "trigger_id"\nwithin_s = 0.5\n')
+    (group,) = load(file, {}).groups
+    assert (group.by, group.within_s) == ("trigger_id", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "cure"),
+    [
+        (
+            '"cam2"]',
+            '"cam3"]',
+            'group[0].views ("part")',
+            'there is no station "cam3". Name some of these: cam1, cam2.',
+        ),
+        ('"cam2"]', '"cam1"]', "group[0].views", "are no views of one part. Name 2 to 8 stations, each once."),
+        (', "cam2"]', "]", "group[0].views", "Name 2 to 8 stations, each once."),
+        ('["cam1", "cam2"]', '"cam1"', "group[0].views", '"cam1" is not a list. Write one between brackets'),
+        ('["cam1", "cam2"]', '["cam 1", "cam2"]', "group[0].views[0]", '"cam 1" is not a name.'),
+        ('views = ["cam1", "cam2"]', "", "group[0].views", 'Add a line "views = …" under [[group]].'),
+        ('"part"', '"cam2"', "group[0].name", '"cam2" is the name of a station already. Give the group its own.'),
+        ('"part"', '"part"\nby = "id"', "group[0].by", "Write 'part_id' or 'trigger_id'"),
+        ('"part"', '"part"\nwithin_s = 0', "group[0].within_s", "above 0 and at most 3600"),
+        ("[[group]]", "[group]", "group", "Start it with the line [[group]], brackets as here."),
+    ],
+)
+def test_a_fault_of_a_group_is_told_with_key_and_cure(file: Path, old: str, new: str, key: str, cure: str) -> None:
+    (fault,) = faults(file, SMALLEST + SECOND_STATION + replaced(old, new, GROUP))
+    assert fault.startswith(f"{file}: {key}: ")
+    assert cure in fault
+
+
+def test_a_station_is_in_one_group_and_groups_have_names_of_their_own(file: Path) -> None:
+    told = faults(file, SMALLEST + SECOND_STATION + GROUP + GROUP)
+    assert told == [
+        f'{file}: group[1].name: "part" is the name of a group already. Give the group its own.',
+        f'{file}: group[1].views ("part"): "cam1" is in the group "part" already. Take it out of one of the two.',
+        f'{file}: group[1].views ("part"): "cam2" is in the group "part" already. Take it out of one of the two.',
+    ]
+
+
+def test_the_sample_of_a_group_shows_its_defaults(file: Path) -> None:
+    lines = SAMPLE.read_text().splitlines()
+    shown = [
+        line.removeprefix("# ") for line in lines[lines.index("# [[group]]") :] if re.match(r"# (\[|\w+ = )", line)
+    ]
+    file.write_text(SMALLEST + SECOND_STATION + "\n".join(shown))
+    assert load(file, {}).groups == (Group(name="part", views=("cam1", "cam2")),)

@@ -77,7 +77,8 @@ def test_an_image_is_not_changed_by_being_framed(scene: tuple[Image, Image, Crop
     image, flat, crop = scene
     before = image.copy()
     framed = Framing(flat, crop, turn).apply(image)
-    assert (framed.dtype, framed.shape[2]) == (np.uint8, 3)
+    assert framed.dtype == np.uint8
+    assert framed.shape[2] == 3
     framed[:] = 7
     assert np.array_equal(image, before)
 

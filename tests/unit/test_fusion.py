@@ -110,6 +110,8 @@ def test_a_view_that_is_missing_at_the_deadline_is_an_error_and_comes_too_late_a
     assert part.verdict.capture.arrived_at == moment(3.0)
     assert group.join(view("side", "SN-1"), 3.1, moment(3.1)) == (Fate.LATE, [])
     assert (group.waiting, group.patience_s(3.1)) == (0, None)
+    assert joined(group, view("side", "SN-1", seen_at=3.2)) == []  # it was owed once
+    assert group.waiting == 1
 
 
 def test_a_view_that_was_judged_too_late_joins_nothing_though_it_came_in_time() -> None:
@@ -222,9 +224,9 @@ def test_whatever_comes_each_view_is_in_one_verdict_at_most_and_none_passes_that
 ) -> None:
     group = fusion("top", "side", "back")
     now, told, fates = 0.0, list[Fused](), Counter[Fate]()
-    for station, part, outcome, pause_s in coming:
+    for station, number, outcome, pause_s in coming:
         now += pause_s
-        fate, fused = group.join(view(station, str(part), outcome, now), now, moment(now))
+        fate, fused = group.join(view(station, str(number), outcome, now), now, moment(now))
         fates[fate] += 1
         told += fused
         patience = group.patience_s(now)

@@ -8,13 +8,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.messages import Outcome
-from daemon.outbox import Entry, Gap, Note, Outbox, OutboxError
+from daemon.messages import Outcome, Reply
+from daemon.outbox import REMEMBERED, Entry, Gap, Note, Outbox, OutboxError
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,7 +150,7 @@ def test_what_keep_returned_from_survives_kill_9(path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from daemon.messages import Outcome
+from daemon.messages import Outcome, Reply
 from daemon.outbox import Entry, Outbox, OutboxError
 
 def limit(size):
@@ -498,3 +500,46 @@ def test_the_depth_is_known_while_another_holds_the_file(path: Path, outbox: Out
         keeping.result()
     other.close()
     assert outbox.depth("top") == 2
+
+
+# Answers to parts
+
+
+def asking(seq: int, reply: Reply) -> Entry:
+    return replace(entry(seq), reply=reply)
+
+
+def test_a_part_is_answered_with_the_commit_of_its_verdict_and_again_after_a_restart(
+    path: Path, outbox: Outbox
+) -> None:
+    reply = Reply("robots/7", b"\x00\xff")
+    outbox.keep([asking(1, reply), entry(2), asking(3, Reply(""))])
+    (told,) = outbox.notes("top", 0, 9)
+    assert (told.reply, told.payload) == (reply, entry(1).payload)
+    outbox.forget("top", seqs=[1, 2, 3], notes=[told.number])
+    outbox.close()
+    again = Outbox(path)
+    assert again.tell_again("top", entry(1).id, Reply("robots/8", None))
+    assert again.tell_again("top", entry(3).id, Reply(""))
+    assert not again.tell_again("top", entry(2).id, reply)
+    assert [(n.reply, n.payload) for n in again.notes("top", 0, 9)] == [(Reply("robots/8"), entry(1).payload)]
+    again.close()
+
+
+def test_of_the_parts_that_may_come_again_the_newest_are_remembered(outbox: Outbox) -> None:
+    outbox.keep([asking(seq, Reply("")) for seq in range(1, REMEMBERED + 2)])
+    known = [outbox.tell_again("top", entry(seq).id, Reply("")) for seq in (1, 2, REMEMBERED + 1)]
+    assert known == [False, True, True]
+
+
+def test_notes_of_an_earlier_version_are_told_on_their_leaves(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as earlier:
+        earlier.executescript(
+            "CREATE TABLE note (number INTEGER PRIMARY KEY AUTOINCREMENT, station TEXT NOT NULL, leaf TEXT NOT NULL, "
+            "payload BLOB NOT NULL); INSERT INTO note (station, leaf, payload) VALUES ('top', 'event', x'7b7d');"
+        )
+    outbox = Outbox(path)
+    assert outbox.notes("top", 0, 9) == [Note("top", 1, "event", b"{}")]
+    outbox.keep([asking(1, Reply("robots/7"))])
+    assert len(outbox.notes("top", 0, 9)) == 2
+    outbox.close()

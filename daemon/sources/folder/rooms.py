@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from daemon.sources import claims
-from daemon.sources.claims import Claim, State
+from daemon.sources.folder import claims
+from daemon.sources.folder.claims import Claim, State
 from daemon.sources.names import free_path, shortened
 
 ROOMS = ("processing", "done", "failed")
@@ -23,7 +23,7 @@ _SIDECAR = ".json"
 
 
 class Rooms:
-    """The rooms of one folder. Satisfies `daemon.sources.claims.Keeping`."""
+    """The rooms of one folder. Satisfies `daemon.sources.folder.claims.Keeping`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -8,9 +8,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Lock
 
-from daemon.sources import claims
 from daemon.sources.base import SourceUnavailableError
-from daemon.sources.claims import Claim, State
+from daemon.sources.folder import claims
+from daemon.sources.folder.claims import Claim, State
 
 REMEMBERED = 100_000
 """How many files that are gone are remembered: those of a share that is away come back, and were judged."""
@@ -29,7 +29,7 @@ class LedgerError(OSError):
 
 
 class Ledger:
-    """The files of one folder, which may be read-only. Satisfies `daemon.sources.claims.Keeping`.
+    """The files of one folder, which may be read-only. Satisfies `daemon.sources.folder.claims.Keeping`.
 
     A file is known by its name, inode, size and time of change. The inode counts only while the folder is watched:
     shares that are mounted anew may number their files anew.

@@ -1,4 +1,4 @@
-"""The program that reads one video with OpenCV, apart from the daemon: see `daemon.sources.video`.
+"""The program that reads one video with OpenCV, apart from the daemon: see `source`.
 
 OpenCV may wait for ever, and its decoders read what anybody sends; only a process can be ended whatever it does. It is
 started as a file, `python -P reader.py SOCKET PAGE`, and needs nothing of the daemon. Over the socket comes an `Order`

@@ -17,8 +17,8 @@ from ulid import ULID
 
 from daemon.messages import Capture, Clock, Frame, Reason, Scalar, Unreadable
 from daemon.sources.base import ALWAYS, TICK_S, Demand, SourceUnavailableError
-from daemon.sources.camera import require_library
-from daemon.sources.session import Exposure, Session, Shot
+from daemon.sources.genicam.camera import require_library
+from daemon.sources.genicam.session import Exposure, Session, Shot
 from daemon.stats import Drop
 from detectors.base import Image
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from daemon.messages import Scalar
 from daemon.sources.base import TICK_S, Demand, SourceUnavailableError
-from daemon.sources.camera import DeviceClock, connect, set_feature
+from daemon.sources.genicam.camera import DeviceClock, connect, set_feature
 from daemon.stats import Drop
 
 if TYPE_CHECKING:

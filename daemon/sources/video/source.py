@@ -28,10 +28,10 @@ from ulid import ULID
 
 from daemon import images
 from daemon.messages import Capture, Clock, Frame, Unreadable
-from daemon.sources import reader
 from daemon.sources.base import ALWAYS, TICK_S, Demand, SourceUnavailableError
 from daemon.sources.names import clean
-from daemon.sources.reader import Arrived, Opened, Order
+from daemon.sources.video import reader
+from daemon.sources.video.reader import Arrived, Opened, Order
 from daemon.stats import Drop
 from detectors.base import Image
 

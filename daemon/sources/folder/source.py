@@ -23,14 +23,14 @@ from ulid import ULID
 
 from daemon import images
 from daemon.messages import Capture, Frame, Unreadable
-from daemon.sources import labels
 from daemon.sources.base import ALWAYS, Demand, SourceUnavailableError
-from daemon.sources.claims import UNSEEN, Claim, Keeping, State
-from daemon.sources.hints import watching
-from daemon.sources.labels import Label
-from daemon.sources.ledger import Ledger
+from daemon.sources.folder import labels
+from daemon.sources.folder.claims import UNSEEN, Claim, Keeping, State
+from daemon.sources.folder.hints import watching
+from daemon.sources.folder.labels import Label
+from daemon.sources.folder.ledger import Ledger
+from daemon.sources.folder.rooms import ROOMS, Rooms
 from daemon.sources.names import is_candidate, is_foreign, natural, shortened
-from daemon.sources.rooms import ROOMS, Rooms
 from detectors.base import Image
 
 RETRY_S = 0.05

@@ -1,0 +1,1 @@
+"""Image files in a folder: found, claimed, labelled, remembered."""

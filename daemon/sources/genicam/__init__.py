@@ -1,0 +1,1 @@
+"""GigE Vision and USB3 Vision cameras."""

@@ -1,0 +1,1 @@
+"""USB and IP cameras, and recordings."""
