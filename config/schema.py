@@ -437,10 +437,10 @@ class MqttSource(Section):
         description="Name in common of the daemons that share these images, each image going to one; default: none.",
     )
     window: int = Field(
-        default=8,
+        default=1,
         ge=1,
         le=64,
-        description="Images that the broker may send before the first has its verdict, by MQTT 5.",
+        description="Images that the broker may send before the first has its verdict, by MQTT 5; mind docs/mqtt.md.",
     )
     absence_s: int = Field(
         default=3600,

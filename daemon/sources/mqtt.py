@@ -38,7 +38,8 @@ class MqttSource:
         answer_again: answers a part once more if the record remembers the verdict of this id, or is False; may raise
             OutboxError.
         group: the daemons that share what comes, each image going to one of them; "" to get them all.
-        window: how many images the broker may send before the first of them has its verdict, by MQTT 5.
+        window: how many images the broker may send before the first of them has its verdict, by MQTT 5. Mosquitto
+            2.0.11 sends as many more with each acknowledgement, and so all that it has, unless that is 1.
         absence_s: for how many seconds the broker shall keep images while we are away, by MQTT 5.
 
     Raises:
@@ -53,7 +54,7 @@ class MqttSource:
         *,
         answer_again: Callable[[str, Reply], bool],
         group: str = "",
-        window: int = 8,
+        window: int = 1,
         absence_s: int = 3600,
     ) -> None:
         if _meets(topic, identity.prefix):

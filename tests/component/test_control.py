@@ -534,7 +534,8 @@ def test_the_part_of_a_trigger_is_found_behind_a_folder_of_older_files_which_sta
         for number in range(3):
             assert plc.ask(trigger(f"c{number}"), TRIGGER)["code"] == 1
             made.drop(f"new{number}")
-            told = plc.wait_for_verdicts(number + 1)
+            plc.wait_for_verdicts(number + 1)
+        told = plc.wait_for_verdicts(3)
     assert [(v["trigger_id"], v["part_id"], v["reason_code"]) for v in told] == [
         ("c0", "new0", 0),
         ("c1", "new1", 0),

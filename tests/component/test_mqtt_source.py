@@ -58,7 +58,14 @@ class Inspector:
     """A source at work in its thread. What comes is judged and settled at once, unless the test will do it."""
 
     def __init__(
-        self, outbox: Outbox, broker: link.Broker, *, node: str = "edge7", judges: bool = True, **options: Any
+        self,
+        outbox: Outbox,
+        broker: link.Broker,
+        *,
+        node: str = "edge7",
+        judges: bool = True,
+        window: int = 8,
+        **options: Any,
     ) -> None:
         self.outbox = outbox
         self.wish = Wish()
@@ -69,6 +76,7 @@ class Inspector:
             replace(IDENTITY, node=node),
             TOPIC,
             answer_again=partial(outbox.tell_again, "top"),
+            window=window,
             **options,
         )
         self._judges = judges
