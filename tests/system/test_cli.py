@@ -270,6 +270,7 @@ def test_without_its_split_a_model_is_not_calibrated_again(
     assert "nobody knows which images the model learned from" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif("INSPECTD_DATA" not in os.environ, reason="INSPECTD_DATA names no folder of real images")
 def test_real_impurities_in_paper_are_told_from_good_paper(inspectd: Run, tmp_path: Path) -> None:
     paper, model = Path(os.environ["INSPECTD_DATA"], "piped/PA_BFT01_TL"), tmp_path / "model"

@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
 from PIL import Image as Pillow
 
 from tests.system.conftest import Run
 
 
+@pytest.mark.long
 def test_detectors_are_compared_once_and_only_what_is_new_runs_again(data: Path, inspectd: Run, tmp_path: Path) -> None:
     out = tmp_path / "report"
     options = ["--data", data, "--out", out, "--seeds", "1", "--device", "cpu", "--set", "all:--size=64"]
