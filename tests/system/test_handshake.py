@@ -109,7 +109,7 @@ def test_a_plc_has_one_verdict_for_each_trigger_by_the_number_it_was_promised_th
         (2, "c2", "SN-2", 305, 3),
         (3, "c3", "", 305, 3),
     ]
-    assert all(gate["r"] for gate in plc.wait("plc", 3)[1:])
+    assert all(gate["r"] for gate in plc.heard("plc")[1:])  # if the connection was there in time
     assert plc.ask("cmd/trigger", {"cmd_id": "c2", "part_id": "SN-2"}) == waiting
 
     there = plc.ask_there("cmd/trigger", {"cmd_id": "c4"}, "plc1/answers")

@@ -306,7 +306,8 @@ class _Reader:
             options += "|fflags;nobuffer"
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", reader.__file__, str(far_end.fileno()), str(self._page)],
+                # Unbuffered, C's own output too, or FFmpeg's last word would come too late.
+                [sys.executable, "-P", "-u", reader.__file__, str(far_end.fileno()), str(self._page)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(far_end.fileno(), self._page),
