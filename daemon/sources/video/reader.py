@@ -1,9 +1,9 @@
 """The program that reads one video with OpenCV, apart from the daemon: see `source`.
 
 OpenCV may wait for ever, and its decoders read what anybody sends; only a process can be ended whatever it does. It is
-started as a file, `python -P -u reader.py SOCKET PAGE`, and needs nothing of the daemon. Over the socket comes an `Order`
-as JSON, answered by `Opened`; then each byte asks for a frame, answered by `Arrived` once its pixels are in the page,
-memory that both processes have. The program ends with its daemon, whose death closes the socket.
+started as a file, `python -P -u reader.py SOCKET PAGE`, and needs nothing of the daemon. Over the socket comes an
+`Order` as JSON, answered by `Opened`; then each byte asks for a frame, answered by `Arrived` once its pixels are in the
+page, memory that both processes have. The program ends with its daemon, whose death closes the socket.
 """
 
 import json
