@@ -168,6 +168,7 @@ def _clashes(stations: Mapping[int, Station]) -> Iterator[str]:
                 "Give each station a name of its own."
             )
     yield from _shared_calibrations(stations)
+    yield from _shared_topics(stations)
     # Links are followed: two names of one folder are one folder.
     watched = {
         i: Path(os.path.realpath(s.source.path)) for i, s in stations.items() if isinstance(s.source, FolderSource)
@@ -230,6 +231,29 @@ def _meets(topic: str, prefix: str) -> bool:
         if asked not in {"+", own}:
             return False
     return False
+
+
+def _shared_topics(stations: Mapping[int, Station]) -> Iterator[str]:
+    """One image is one part, by its one id, so that it must not come to two stations."""
+    listening = {i: s.source for i, s in stations.items() if isinstance(s.source, MqttSource)}
+    for index, source in listening.items():
+        for other, others in listening.items():
+            together = source.group != "" and source.group == others.group
+            if other < index and not together and _overlap(source.topic.split("/"), others.topic.split("/")):
+                yield (
+                    f'station[{index}].source.topic ("{stations[index].name}"): images on {source.topic} come to '
+                    f'station[{other}] ("{stations[other].name}") too. Give each station topics of its own, or both '
+                    "the same group."
+                )
+
+
+def _overlap(one: list[str], other: list[str]) -> bool:
+    """Whether a topic may match both filters, given by their levels."""
+    if "#" in (*one[:1], *other[:1]):
+        return True
+    if not one or not other:
+        return one == other
+    return (one[0] == other[0] or "+" in {one[0], other[0]}) and _overlap(one[1:], other[1:])
 
 
 def _shared_calibrations(stations: Mapping[int, Station]) -> Iterator[str]:

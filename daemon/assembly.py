@@ -72,7 +72,7 @@ class Assembly:
         built = [self._build_recipe(station, index, recipe) for index, recipe in enumerate(station.recipes, start=1)]
         recipes = Recipes(built, outbox.prepared(name))
         last_seq = outbox.last_seq(name)
-        mode = standing(outbox, name, {"continuous": Mode.CONTINUOUS, "triggered": Mode.READY}[station.mode])
+        mode = standing(outbox, name, {"continuous": Mode.CONTINUOUS, "triggered": Mode.READY}[station.mode], recipes)
         execution = Execution(
             name,
             mode,

@@ -58,11 +58,21 @@ def unkept(outbox: Outbox, station: str) -> list[Trigger]:
     return [promised.get(number) or Trigger(str(ULID.from_datetime(now)), number, now, "") for number in numbers]
 
 
-def standing(outbox: Outbox, station: str, first: Mode) -> Mode:
+def standing(outbox: Outbox, station: str, first: Mode, recipes: Recipes) -> Mode:
     """What a station does after a start: what a command has last told it, or else the first mode.
 
-    A station that was halted, by a person in its light barrier perhaps, must not begin again for a restart.
+    A station that was halted, by a person in its light barrier perhaps, must not begin again for a restart. One whose
+    prepared recipe is gone is halted, for any other would judge by the wrong product.
     """
+    prepared = outbox.prepared(station)
+    if prepared is not None and prepared != recipes.current.name:
+        log.warning(
+            "the prepared recipe is not in the configuration any more, so the station is halted; send prepare_recipe, "
+            "then reset, and start if it is to judge all that comes",
+            station=station,
+            prepared=prepared,
+        )
+        return Mode.HALTED
     told = outbox.mode(station)
     if told is not None and told != first:
         log.warning("a command has told the station what to do, which still holds", station=station, mode=told)

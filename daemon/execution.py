@@ -167,7 +167,8 @@ class Execution:
     def admit(self, item: Frame | Unreadable | None) -> list[Frame | Unreadable]:
         """Which parts go on now, in order, given the next that came from the source or None; each is numbered once.
 
-        A part that came before the trigger was received is not the trigger's. It is let in after it.
+        A part that came before the trigger was received is not the trigger's. It is let in after it. A halted station
+        lets none in but those that answer for triggers.
         """
         with self._changed:
             if item is not None:
@@ -184,9 +185,9 @@ class Execution:
                     break
                 self._waiting.popleft()
                 admitted.append(answer)
-                if self._acknowledged and (refusal is None or refusal[0] is not Reason.TRIGGER_WHILE_BUSY):
+                if self._acknowledged and (refusal is None or refusal[0] is Reason.ACQUISITION_TIMEOUT):
                     self._unheard[mine.trigger.seq] = answer.capture.id
-            if not self._waiting:
+            if not self._waiting and self._mode is not Mode.HALTED:
                 admitted += self._held
                 self._held = []
             self._admitted += len(admitted)

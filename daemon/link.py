@@ -305,9 +305,11 @@ class Link:
     def acknowledge(self, number: int) -> None:
         """Let the broker forget a delivered message. One that came before it and is not acknowledged yet goes first.
 
-        On a connection that is gone nothing happens: the broker delivers it again.
+        On a connection that is gone nothing happens: the broker delivers it again. Of QoS 0 it waits for nothing.
         """
         with self._changed:
+            if number not in self._owed:
+                return
             self._owed[number] = True
             ready = []
             for owed, may in self._owed.items():  # MQTT wants them in the order of what they answer
@@ -457,8 +459,12 @@ class Link:
             if self._session is not None:
                 said = tuple(getattr(asked, "UserProperty", ()))
                 at, seen_at = datetime.now(UTC), time.monotonic()
+                if message.qos > 0:
+                    self._owed[message.mid] = False
+                elif len(self._delivered) >= RECEIVED:  # such the broker does not hold back
+                    self._overflown += 1
+                    return
                 self._delivered.append(Delivered(received, message.mid, message.dup, said, at, seen_at))
-                self._owed[message.mid] = False
             elif len(self._received) < RECEIVED:
                 self._received.append(received)
             else:

@@ -110,23 +110,11 @@ class _Life:
             self._start(f"acquire {name}", partial(pipeline.acquire, s, frames, self._stop))
             for name, s in stations.items()
         ]
-        systemd.ready(self._summary())
-        log.info("ready", stations=list(stations), boot_id=self._boot_id)
-        for station in stations.values():
-            prepared = station.recipes.current.identity
-            self._journal.note(
-                prepared,
-                EventKind.STARTED,
-                version("inspectd"),
-                f"recipe {prepared.recipe}, calibration {prepared.calibration}",
-            )
-        for name, group in self._groups.items():
-            fusion = group.fusion
-            what = f"views {', '.join(fusion.views)} of one {fusion.by} within {fusion.within_s:g} s"
-            self._journal.note(self._identity(name), EventKind.STARTED, version("inspectd"), what)
-        while not self._stop.wait(TICK_S):
-            self._look_after_alarms()
-            systemd.status(self._summary())
+        try:
+            self._watch()
+        except Exception as failure:  # noqa: BLE001 -- what runs must end in its order, whatever fails here
+            self._failures.append(failure)
+            self._stop.set()
         systemd.stopping()
         log.info("stopping")
         _join(front)
@@ -153,6 +141,26 @@ class _Life:
     def _identity(self, name: str) -> Identity:
         """Who speaks for a station or group now."""
         return self._groups[name].identity() if name in self._groups else self._stations[name].recipes.current.identity
+
+    def _watch(self) -> None:
+        """Say that all runs, and look after it until the stop."""
+        systemd.ready(self._summary())
+        log.info("ready", stations=list(self._stations), boot_id=self._boot_id)
+        for station in self._stations.values():
+            prepared = station.recipes.current.identity
+            self._journal.note(
+                prepared,
+                EventKind.STARTED,
+                version("inspectd"),
+                f"recipe {prepared.recipe}, calibration {prepared.calibration}",
+            )
+        for name, group in self._groups.items():
+            fusion = group.fusion
+            what = f"views {', '.join(fusion.views)} of one {fusion.by} within {fusion.within_s:g} s"
+            self._journal.note(self._identity(name), EventKind.STARTED, version("inspectd"), what)
+        while not self._stop.wait(TICK_S):
+            self._look_after_alarms()
+            systemd.status(self._summary())
 
     def _start(self, name: str, stage: Callable[[], None]) -> Thread:
         def root() -> None:

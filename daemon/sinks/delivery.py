@@ -19,6 +19,8 @@ from daemon.messages import Reply
 from daemon.outbox import Entry, Gap, Note, Outbox, OutboxError
 
 LAST_INTERVAL_S = 0.2
+CLOSED = 100
+"""Topics on which nobody may be answered, of which it is said."""
 GAP_INTERVAL_S = 10.0
 """Seconds from one event about dropped verdicts to the next."""
 PATIENT_RETRY_S = 30.0
@@ -273,7 +275,7 @@ class Delivery:
 
     def _complain_of_answer(self, reply: Reply, why: str) -> None:
         """Say once that nobody may be answered on a topic: that is no reason to hold up the record."""
-        if reply.topic not in self._carried.closed:
+        if reply.topic not in self._carried.closed and len(self._carried.closed) < CLOSED:
             self._carried.closed.add(reply.topic)
             log.warning(
                 "the broker does not let us answer where an image asks for it; let the daemon's user write there",

@@ -544,13 +544,22 @@ def test_the_part_of_a_trigger_is_found_behind_a_folder_of_older_files_which_sta
     assert len(made.waiting()) == 300
 
 
+def test_a_station_whose_prepared_recipe_is_gone_is_halted(cell: Callable[..., Cell]) -> None:
+    made = cell()
+    second = list(made.recipes)[1]
+    assert made.do("prepare_recipe", recipe=second.name)["code"] == 0
+    assert standing(made.outbox, "top", Mode.CONTINUOUS, made.recipes) is Mode.CONTINUOUS
+    without = Recipes([recipe for recipe in made.recipes if recipe is not second], second.name)
+    assert standing(made.outbox, "top", Mode.CONTINUOUS, without) is Mode.HALTED
+
+
 def test_what_a_command_told_the_station_to_do_is_known_to_the_next_run(cell: Callable[..., Cell]) -> None:
     made = cell()
     assert made.outbox.mode("top") is None
     for action, mode in (("halt", "Halted"), ("reset", "Ready"), ("start", "ContinuousExecution"), ("stop", "Ready")):
         assert made.do(action)["code"] == 0
         assert made.outbox.mode("top") == mode
-        assert standing(made.outbox, "top", Mode.CONTINUOUS).value == mode
+        assert standing(made.outbox, "top", Mode.CONTINUOUS, made.recipes).value == mode
     assert made.do("reset_stats")["code"] == 0
     assert made.outbox.mode("top") == "Ready"
 

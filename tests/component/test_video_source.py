@@ -321,6 +321,8 @@ def test_a_video_that_is_not_there_is_named_with_its_cure_and_without_its_passwo
 
 def test_a_place_is_shown_without_what_is_secret_in_it() -> None:
     assert shown("rtsp://operator:se/c@ret@camera:554/part?user=operator&password=secret") == "rtsp://camera:554/part"
+    assert shown("http://camera/video?user=operator&pwd=se@cret") == "http://camera/video"
+    assert shown("rtsp://operator:se?cret@camera/part") == "rtsp://…"
     assert shown("/data/a@b?c.avi") == "/data/a@b?c.avi"
 
 

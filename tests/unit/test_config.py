@@ -889,3 +889,36 @@ def test_the_sample_of_a_group_shows_its_defaults(file: Path) -> None:
     ]
     file.write_text(SMALLEST + SECOND_STATION + "\n".join(shown))
     assert load(file, {}).groups == (Group(name="part", views=("cam1", "cam2")),)
+
+
+TWO_LISTENERS = """
+[mqtt]
+host = "127.0.0.1"
+[[station]]
+name = "cam1"
+model = "m"
+[station.source]
+type = "mqtt"
+topic = "lines/+/images"
+[[station]]
+name = "cam2"
+model = "m"
+[station.source]
+type = "mqtt"
+topic = "{topic}"
+"""
+
+
+@pytest.mark.parametrize("topic", ["lines/+/images", "lines/a/images", "lines/#", "lines/a/+"])
+def test_one_image_does_not_come_to_two_stations(file: Path, topic: str) -> None:
+    (fault,) = faults(file, TWO_LISTENERS.replace("{topic}", topic))
+    assert f'station[1].source.topic ("cam2"): images on {topic} come to station[0] ("cam1") too.' in fault
+    shared = TWO_LISTENERS.replace("{topic}", topic).replace('type = "mqtt"', 'type = "mqtt"\ngroup = "lines"')
+    file.write_text(shared)
+    assert len(load(file, {}).stations) == 2
+
+
+@pytest.mark.parametrize("topic", ["lines/a/pictures", "lines/images", "lines/a/b/images", "other/#"])
+def test_stations_with_topics_of_their_own_are_valid(file: Path, topic: str) -> None:
+    file.write_text(TWO_LISTENERS.replace("{topic}", topic))
+    assert len(load(file, {}).stations) == 2

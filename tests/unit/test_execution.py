@@ -156,7 +156,9 @@ def test_in_continuous_execution_parts_are_wanted_always_and_halted_never() -> N
     assert execution.number(item) == 42
     execution.become(Mode.HALTED)
     assert not execution.wanted()
-    assert [execution.number(item) for item in execution.admit(part("read before", datetime.now(UTC)))] == [43]
+    assert execution.admit(part("read before", datetime.now(UTC))) == []
+    execution.become(Mode.READY)
+    assert [execution.number(item) for item in execution.admit(None)] == [43]
 
 
 @pytest.mark.parametrize(("mode", "abort"), [(Mode.HALTED, False), (Mode.CONTINUOUS, False), (Mode.READY, True)])
@@ -167,9 +169,10 @@ def test_triggers_that_wait_are_aborted_and_keep_their_numbers(mode: Mode, *, ab
     execution.admit(part("old", datetime.now(UTC) + BEFORE))
     execution.become(mode, abort=abort)
     admitted = execution.admit(None)
-    assert causes(admitted) == [Reason.ABORTED, Reason.TRIGGER_WHILE_BUSY, None]
-    assert promised(admitted) == [1, 2, 0]
-    assert [execution.number(item) for item in admitted] == [1, 2, 3]
+    old = [] if mode is Mode.HALTED else [None]
+    assert causes(admitted) == [Reason.ABORTED, Reason.TRIGGER_WHILE_BUSY, *old]
+    assert promised(admitted) == [1, 2, 0][: len(admitted)]
+    assert [execution.number(item) for item in admitted] == [1, 2, 3][: len(admitted)]
     assert execution.mode is mode
 
 
@@ -258,14 +261,14 @@ def test_parts_that_nobody_triggered_take_no_place_of_results_to_be_acknowledged
     assert reserve(execution).refusal is None
 
 
-def test_an_abort_waits_for_no_acknowledgement_but_for_that_of_what_it_aborts() -> None:
+def test_after_an_abort_no_acknowledgement_is_waited_for() -> None:
     execution = ready(acknowledged=True)
     judge_one(execution, "one")
     reserve(execution)
     execution.become(Mode.READY, abort=True)
     assert execution.unacknowledged == 0
     assert causes(execution.admit(None)) == [Reason.ABORTED]
-    assert execution.waiting(seq=2) == 2
+    assert execution.unacknowledged == 0
 
 
 def test_without_acknowledgement_no_result_waits_for_it() -> None:
@@ -381,6 +384,8 @@ class AnyOrder(RuleBasedStateMachine):
             self.end(fails=False)
         self.execution.become(Mode.HALTED)
         self.admitted += self.execution.admit(None)
+        self.execution.become(Mode.READY)
+        self.admitted += self.execution.admit(None)
         if self.admitted:
             self.number(len(self.admitted))
         assert set(self.answered) == set(self.promised)
@@ -391,3 +396,16 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
+
+
+def test_a_halted_station_lets_in_no_part_that_was_held_beside_a_trigger_until_it_is_reset() -> None:
+    execution = ready()
+    reserve(execution)
+    assert execution.admit(part("old", datetime.now(UTC) + BEFORE)) == []
+    execution.become(Mode.HALTED)
+    (answer,) = execution.admit(None)
+    assert causes([answer]) == [Reason.ABORTED]
+    assert execution.admit(None) == []
+    execution.become(Mode.READY)
+    (old,) = execution.admit(None)
+    assert (execution.number(answer), execution.number(old)) == (1, 2)

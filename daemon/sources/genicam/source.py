@@ -128,8 +128,9 @@ class GenicamSource:
                     yield None
                     continue
                 exposing = False
-                if not demand.wanted():
-                    continue
+                since = demand.since
+                if not demand.wanted() or (since is not None and shot.arrived_at < since):
+                    continue  # nobody's, or exposed for a trigger that was given up
                 if self._incomplete is Incomplete.DROP and not shot.frame.is_complete:
                     self._lost(Drop.INCOMPLETE, 1)
                     continue

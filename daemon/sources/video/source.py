@@ -174,9 +174,14 @@ class VideoSource:
                     unwanted_at = time.monotonic()
                 if arrived is None or arrived.seen_at < unwanted_at:
                     yield None
-                else:
-                    self._count(arrived)
-                    yield self._frame(arrived, reading.image(arrived))
+                    continue
+                frame = self._frame(arrived, reading.image(arrived))
+                since = demand.since
+                if self._live and since is not None and frame.capture.arrived_at < since:
+                    yield None  # seen before the trigger, so not its part
+                    continue
+                self._count(arrived)
+                yield frame
 
     def _arriving(self, reading: "_Reader", stop: threading.Event, demand: Demand) -> Iterator[Arrived | None]:
         patience_s = max(FIRST_S, self._stall_s)
@@ -281,7 +286,10 @@ def shown(place: str) -> str:
     if "://" not in place:
         return place
     scheme, _, rest = place.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+    head, _, query = rest.partition("?")
+    if "@" in query and "/" not in head:  # a password with a question mark, perhaps
+        return f"{scheme}://…"
+    return f"{scheme}://{head.rpartition('@')[2]}"
 
 
 def _numbered(pattern: Path) -> dict[int, Path]:
