@@ -30,6 +30,7 @@ from daemon.build import (
 from daemon.contract import TOPICS, Identity, Message, Quality, StationState, encode_state
 from daemon.control import Control, standing, unkept
 from daemon.execution import Execution, Mode
+from daemon.framing import Framing
 from daemon.fusion import Fusion, Key
 from daemon.groups import GroupHealth
 from daemon.health import StationHealth
@@ -69,7 +70,8 @@ class Assembly:
 
     def _build(self, station: StationSettings) -> Station:
         name, mqtt, outbox = station.name, self._settings.mqtt, self._outbox
-        built = [self._build_recipe(station, index, recipe) for index, recipe in enumerate(station.recipes, start=1)]
+        framing = build_framing(station.framing)
+        built = [self._build_recipe(station, framing, n, recipe) for n, recipe in enumerate(station.recipes, start=1)]
         recipes = Recipes(built, outbox.prepared(name))
         last_seq = outbox.last_seq(name)
         mode = standing(outbox, name, {"continuous": Mode.CONTINUOUS, "triggered": Mode.READY}[station.mode], recipes)
@@ -116,7 +118,7 @@ class Assembly:
             actuation_ttl_s=mqtt.actuation_ttl_s,
             replay_rate=mqtt.replay_rate,
         )
-        source = build_source(station, self._settings.state_dir, outbox, health.lost, self.broker, identity())
+        source = build_source(station, framing, self._settings.state_dir, outbox, health.lost, self.broker, identity())
         overflow = overflow_of(station.source)
         return Station(name, source, recipes, sink, health, execution, mqtt.actuation_ttl_s, overflow)
 
@@ -173,7 +175,7 @@ class Assembly:
         )
         return Group(name, fusion, identity, sink, health, mqtt.actuation_ttl_s)
 
-    def _build_recipe(self, station: StationSettings, index: int, recipe: RecipeSettings) -> Recipe:
+    def _build_recipe(self, station: StationSettings, framing: Framing, index: int, recipe: RecipeSettings) -> Recipe:
         settings = self._settings
         log.info("loading the model", station=station.name, recipe=recipe.name, model=str(recipe.model))
         rule = build_rule(recipe.regions)
@@ -181,8 +183,7 @@ class Assembly:
         if key not in self._detectors:  # stations that judge alike share one, and are judged together
             self._detectors[key] = build_detector(recipe.model, settings.device, settings.threads, rule)
         detector = self._detectors[key]
-        framing = build_framing(station.framing).fingerprint
-        calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint, framing)
+        calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint, framing.fingerprint)
         if missing := shortage(calibration):
             log.warning(
                 "too few good parts for the false-reject rate that was asked for", station=station.name, reason=missing

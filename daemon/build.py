@@ -41,6 +41,7 @@ log = structlog.get_logger()
 
 def build_source(
     station: schema.Station,
+    framing: Framing,
     state_dir: Path,
     outbox: Outbox,
     lost: Callable[[Drop, int], None],
@@ -50,23 +51,12 @@ def build_source(
     """Where the station's frames come from, framed; it tells `lost` what got away from it, and how many.
 
     Raises:
-        ConfigError: options of the source do not go together, or the framing cannot be used.
+        ConfigError: options of the source do not go together.
     """
-    source = _build_source(station, state_dir, outbox, lost, broker, identity)
-    return framed(source, build_framing(station.framing))
-
-
-def _build_source(
-    station: schema.Station,
-    state_dir: Path,
-    outbox: Outbox,
-    lost: Callable[[Drop, int], None],
-    broker: Callable[[], Broker],
-    identity: Identity,
-) -> Source:
+    built: Source
     match station.source:
         case schema.FolderSource() as source:
-            return FolderSource(
+            built = FolderSource(
                 station.name,
                 source.path,
                 concluded=outbox.concluded,
@@ -81,9 +71,9 @@ def _build_source(
                 duplicate=lambda: lost(Drop.DUPLICATE, 1),
             )
         case schema.GenicamSource() | schema.VideoSource() as source:
-            return build_camera(station.name, source, lost)
+            built = build_camera(station.name, source, lost)
         case schema.MqttSource() as source:
-            return MqttSource(
+            built = MqttSource(
                 broker,
                 identity,
                 source.topic,
@@ -94,6 +84,7 @@ def _build_source(
             )
         case _ as unknown:
             assert_never(unknown)
+    return framed(built, framing)
 
 
 def build_camera(

@@ -132,12 +132,9 @@ def _admit(item: Frame | Unreadable | None, station: Station, frames: Lanes[Fram
         station.health.frame_arrived(admitted.capture.part_id, seen=seen)
         capture = replace(admitted.capture, recipe=recipe)
         overflow = Overflow.WAIT if capture.trigger else station.overflow
-        if overflow is not Overflow.EXCEED:
-            going_on = replace(admitted, capture=capture)
-        elif frames.full(station.name):
+        going_on = replace(admitted, capture=capture)
+        if overflow is Overflow.EXCEED and frames.full(station.name):
             going_on = Unreadable(capture, "parts come faster than they are judged", Reason.QUEUE_OVERRUN)
-        else:
-            going_on, overflow = replace(admitted, capture=capture), Overflow.WAIT
         _put(going_on, station, frames, overflow)
 
 

@@ -130,11 +130,12 @@ class GenicamSource:
                 exposing = False
                 since = demand.since
                 if not demand.wanted() or (since is not None and shot.arrived_at < since):
-                    continue  # nobody's, or exposed for a trigger that was given up
-                if self._incomplete is Incomplete.DROP and not shot.frame.is_complete:
+                    yield None  # nobody's, or exposed for a trigger that was given up
+                elif self._incomplete is Incomplete.DROP and not shot.frame.is_complete:
                     self._lost(Drop.INCOMPLETE, 1)
-                    continue
-                yield self._part(shot, session.origin)
+                    yield None
+                else:
+                    yield self._part(shot, session.origin)
         except SourceUnavailableError:
             patience_s = 0.0  # what is dead takes long to close
             raise
