@@ -39,7 +39,8 @@ from daemon.pipeline import Group, Station
 from daemon.quality import StationQuality
 from daemon.recipes import Recipe, Recipes
 from daemon.requests import Action
-from daemon.sinks.mqtt import StationSink
+from daemon.sinks.delivery import Board
+from daemon.sinks.mqtt import Obey, StationSink
 from detectors.base import Detector
 
 log = structlog.get_logger()
@@ -88,36 +89,15 @@ class Assembly:
         def identity() -> Identity:
             return recipes.current.identity
 
-        def state() -> StationState:
-            return health.state(outbox.depth(name))
-
         def quality() -> Quality:
             return health.quality.report()
-
-        def halted() -> Message:
-            return encode_state(identity(), replace(state(), state=Mode.HALTED.value), datetime.now(UTC))
 
         def note(kind: EventKind, subject: str, detail: str) -> None:
             self._note(identity(), kind, subject, detail)
 
         control = Control(identity(), execution, recipes, health, outbox, note)
-        self.sinks[name] = sink = StationSink(
-            self.broker,
-            identity(),
-            outbox,
-            halted=halted,
-            boards=[
-                boards.birth_board(identity, self._birth(station)),
-                boards.state_board(identity, state),
-                boards.quality_board(identity(), quality),
-                boards.alarms_board(identity(), health.alarms.active),
-                boards.stats_board(identity(), health.counters),
-                *([boards.tags_board(identity(), state, lambda: health.newest)] if mqtt.tags else []),
-            ],
-            obey=control.obey,
-            actuation_ttl_s=mqtt.actuation_ttl_s,
-            replay_rate=mqtt.replay_rate,
-        )
+        quality_board = boards.quality_board(identity(), quality)
+        sink = self._build_sink(identity, health, self._birth(station), quality_board, obey=control.obey)
         source = build_source(station, framing, self._settings.state_dir, outbox, health.lost, self.broker, identity())
         overflow = overflow_of(station.source)
         return Station(name, source, recipes, sink, health, execution, mqtt.actuation_ttl_s, overflow)
@@ -142,12 +122,6 @@ class Assembly:
                 fpr_target=min(1.0, sum(view.fpr_target for view in now)),  # a good part fails if any view does
             )
 
-        def state() -> StationState:
-            return health.state(outbox.depth(name))
-
-        def halted() -> Message:
-            return encode_state(identity(), replace(state(), state=Mode.HALTED.value), datetime.now(UTC))
-
         unsaid = ("quality", "image/", "cmd/", *([] if mqtt.tags else ["tag/"]))
         birth = replace(
             self._birth(next(station for station in settings.stations if station.name == group.views[0])),
@@ -157,6 +131,26 @@ class Assembly:
             recipes=[DEFAULT_RECIPE],
             commands=[],
         )
+        sink = self._build_sink(identity, health, birth)
+        return Group(name, fusion, identity, sink, health, mqtt.actuation_ttl_s)
+
+    def _build_sink(
+        self,
+        identity: Callable[[], Identity],
+        health: StationHealth | GroupHealth,
+        birth: Birth,
+        *more: Board,
+        obey: Obey | None = None,
+    ) -> StationSink:
+        """What speaks for a station or group: what is always to be seen of both, and more."""
+        mqtt, outbox, name = self._settings.mqtt, self._outbox, identity().station
+
+        def state() -> StationState:
+            return health.state(outbox.depth(name))
+
+        def halted() -> Message:
+            return encode_state(identity(), replace(state(), state=Mode.HALTED.value), datetime.now(UTC))
+
         self.sinks[name] = sink = StationSink(
             self.broker,
             identity(),
@@ -165,15 +159,16 @@ class Assembly:
             boards=[
                 boards.birth_board(identity, birth),
                 boards.state_board(identity, state),
+                *more,
                 boards.alarms_board(identity(), health.alarms.active),
                 boards.stats_board(identity(), health.counters),
                 *([boards.tags_board(identity(), state, lambda: health.newest)] if mqtt.tags else []),
             ],
-            obey=None,
+            obey=obey,
             actuation_ttl_s=mqtt.actuation_ttl_s,
             replay_rate=mqtt.replay_rate,
         )
-        return Group(name, fusion, identity, sink, health, mqtt.actuation_ttl_s)
+        return sink
 
     def _build_recipe(self, station: StationSettings, framing: Framing, index: int, recipe: RecipeSettings) -> Recipe:
         settings = self._settings
