@@ -5,7 +5,15 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: venv demo test test-long chaos check lint fix bench
+# Where `make install` puts the program, and what it lays beside it for systemd.
+PREFIX := /opt/inspectd
+UNITS := $(DESTDIR)/usr/local/lib
+
+# opencv-python wants the system's libGL; where that is missing its twin without windows serves. $(1): a folder bin
+headless = $(1)/python -c 'import cv2' 2>/dev/null || $(1)/pip install --quiet --disable-pip-version-check \
+	  --force-reinstall --no-deps opencv-python-headless==$$($(1)/pip show opencv-python | sed -n 's/^Version: //p')
+
+.PHONY: venv demo test test-long chaos check lint fix bench install uninstall
 
 venv: $(INSTALLED)
 
@@ -16,9 +24,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -m venv .venv \
 	  || { echo "the venv module is missing; install it, on Debian: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable '.[dev]'
-	@# opencv-python wants the system's libGL; where that is missing its twin without windows serves.
-	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check \
-	  --force-reinstall --no-deps opencv-python-headless==$$($(BIN)/pip show opencv-python | sed -n 's/^Version: //p')
+	@$(call headless,$(BIN))
 	@touch $@
 
 # The main job on rendered parts, or on yours in MVTec layout: make demo DATA=folder
@@ -52,3 +58,41 @@ fix: $(INSTALLED)
 # Figures for docs/results.md: hours. Needs INSPECTD_DATA, a folder of categories in any known layout.
 bench: $(INSTALLED)
 	$(BIN)/inspectd compare --data "$(INSPECTD_DATA)" --out build/results
+
+# The daemon as a service, docs/service.md; as root. Again to upgrade: what runs keeps the old program until it is
+# restarted, and a failure changes nothing. With DESTDIR, for who makes packages, all but the program.
+install:
+ifeq ($(DESTDIR),)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) or sys.base_prefix.startswith(("/root", "/home")))' \
+	  || { echo "Services need Python 3.11 or newer outside of /home and /root: make install PYTHON=/usr/bin/python3"; exit 1; }
+	@echo "Installing the program in $(PREFIX); the first time this downloads PyTorch, some minutes."
+	@set -e; umask 022; new=$(PREFIX)/venv-$$(date +%Y%m%dT%H%M%S); old=$$(readlink $(PREFIX)/.venv || true); \
+	  trap 'rm -rf $$new' EXIT; mkdir -p $(PREFIX); $(PYTHON) -m venv $$new; \
+	  $$new/bin/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) '.[camera]'; \
+	  $(call headless,$$new/bin); $$new/bin/inspectd --help >/dev/null; \
+	  ln -sfn $$new $(PREFIX)/.venv.new; mv -T $(PREFIX)/.venv.new $(PREFIX)/.venv; trap - EXIT; \
+	  for each in $(PREFIX)/venv-*; do case $$each in $$new|$$old) ;; *) rm -rf $$each;; esac; done
+endif
+	@install -d $(UNITS)/systemd/system $(UNITS)/sysusers.d $(UNITS)/tmpfiles.d $(DESTDIR)$(PREFIX)/docs
+	@install -m 644 systemd/inspectd.service systemd/inspectd@.service systemd/inspectd.target $(UNITS)/systemd/system
+	@install -m 644 systemd/inspectd.sysusers $(UNITS)/sysusers.d/inspectd.conf
+	@install -m 644 systemd/inspectd.tmpfiles $(UNITS)/tmpfiles.d/inspectd.conf
+	@install -m 644 config/inspectd.toml systemd/inspectd-gpu.conf systemd/inspectd-usb.conf $(DESTDIR)$(PREFIX)
+	@install -m 644 docs/*.md $(DESTDIR)$(PREFIX)/docs
+ifeq ($(DESTDIR),)
+	@systemd-sysusers inspectd.conf && systemd-tmpfiles --create inspectd.conf
+	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "Installed. Next, for a line of the name line1 ($(PREFIX)/docs/service.md):"
+	@echo "  cp $(PREFIX)/inspectd.toml /etc/inspectd/line1.toml     # every option, explained: edit it"
+	@echo "  systemctl enable --now inspectd@line1 && systemctl status inspectd@line1"
+	@echo "After an upgrade: systemctl restart inspectd.target         # no part is lost"
+endif
+
+# All but what is yours: configurations, models, parts, passwords, and verdicts that no broker has taken.
+uninstall:
+	@if [ -d /run/systemd/system ]; then systemctl disable --now inspectd.target inspectd.service; \
+	  systemctl stop 'inspectd@*.service'; systemctl disable inspectd@.service; fi
+	@rm -rf $(PREFIX) $(UNITS)/systemd/system/inspectd.service $(UNITS)/systemd/system/inspectd@.service \
+	  $(UNITS)/systemd/system/inspectd.target $(UNITS)/sysusers.d/inspectd.conf $(UNITS)/tmpfiles.d/inspectd.conf
+	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "Uninstalled. Yours to delete: /etc/inspectd, /srv/inspectd, /etc/credstore/inspectd*, /var/lib/private/inspectd"

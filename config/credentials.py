@@ -1,7 +1,9 @@
 """What proves who the daemon is and who the broker may be, read from its files and tried."""
 
+import hashlib
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,18 @@ def read_credentials(mqtt: Mqtt) -> Credentials:
     if faults:
         raise ConfigError("\n".join(faults))
     return Credentials(password, tls)
+
+
+def fingerprint(mqtt: Mqtt) -> str:
+    """What changes when the content of any of these files does; a file that cannot be read counts as empty."""
+    tls = mqtt.tls or Tls()
+    digest = hashlib.sha256()
+    for file in (mqtt.password_file, tls.ca_file, tls.certificate_file, tls.key_file):
+        content = b""
+        with suppress(OSError):
+            content = b"" if file is None else file.read_bytes()
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
 
 
 def read_tls(tls: Tls) -> ssl.SSLContext:

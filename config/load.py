@@ -319,8 +319,9 @@ def _suggestion(section: str, name: str) -> str:
     siblings = [key.rpartition(".")[2] for key in _OPTIONS if key.rpartition(".")[0] == section]
     if close := difflib.get_close_matches(name, siblings, n=1):
         return f'Did you mean "{close[0]}"?'
-    # Of two options of one name the one higher up is meant.
-    elsewhere = {key.rpartition(".")[2]: key.rpartition(".")[0] for key in sorted(_OPTIONS, key=_depth, reverse=True)}
+    # Of two options of one name the one higher up is meant, and of those the first.
+    last_to_first = sorted(_OPTIONS, key=_depth)[::-1]
+    elsewhere = {key.rpartition(".")[2]: key.rpartition(".")[0] for key in last_to_first}
     if close := difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.75):
         return f'Did you mean "{close[0]}", which belongs {_place(elsewhere[close[0]])}?'
     return f"Take it away; known here: {', '.join(siblings)}."

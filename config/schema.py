@@ -137,6 +137,16 @@ def _each_once(parts: tuple[str, ...]) -> tuple[str, ...]:
     return parts
 
 
+def _shifts(value: object) -> object:
+    # TOML has no tuples, and its own times need seconds.
+    times = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(time, str) and re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", time) for time in times):
+        raise ValueError('is no list of times. Write hours and minutes, in quotes, like ["06:00", "14:00", "22:00"].')
+    if len(set(times)) < len(times):
+        raise ValueError("names a time twice. Name each time once.")
+    return tuple(times)
+
+
 def _crop(value: object) -> object:
     # TOML has no tuples; True and False are integers to Python alone.
     numbers = value if isinstance(value, list | tuple) else ()
@@ -336,14 +346,52 @@ class Mqtt(Section):
         return tls
 
 
+class Metrics(Section):
+    """Where Prometheus reads the figures."""
+
+    host: Annotated[str, AfterValidator(_host)] = Field(
+        default="127.0.0.1",
+        description="Address to listen at; other machines read any but this one without TLS or a password.",
+    )
+    port: int = Field(default=9464, ge=1, le=65535, description="TCP port to listen at.")
+
+
+class Archive(Section):
+    """Where images of parts are kept for people, and how many."""
+
+    path: ConfiguredPath = Field(description="Folder for the images of all stations, of this daemon alone.")
+    format: Literal["png", "jpeg"] = Field(
+        default="png",
+        description='How images are kept: "png" as they were judged, "jpeg" in a fifth of that, with a little lost.',
+    )
+    fail_gb: float = Field(default=50.0, ge=0, le=1e6, description="GB that parts with FAIL may take; 0 keeps none.")
+    uncertain_gb: float = Field(
+        default=10.0, ge=0, le=1e6, description="GB that parts with UNCERTAIN may take; 0 keeps none."
+    )
+    error_gb: float = Field(default=5.0, ge=0, le=1e6, description="GB that parts with ERROR may take; 0 keeps none.")
+    pass_gb: float = Field(default=5.0, ge=0, le=1e6, description="GB that parts with PASS may take; 0 keeps none.")
+    pass_every: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Of parts that pass one in so many is kept, on average; 0 keeps none.",
+    )
+    days: int = Field(
+        default=0, ge=0, le=36_500, description="Days after which an image is removed, reviewed or not; 0 for never."
+    )
+    free_gb: float = Field(
+        default=5.0, ge=0, le=1e6, description="GB that stay free on the disk; images are removed for it, or not kept."
+    )
+
+
 class FolderSource(Section):
     """Parts arrive as image files in a folder."""
 
     type: Literal["folder"] = Field(description='Where images come from: "folder" watches a folder for image files.')
     path: ConfiguredPath = Field(description="Folder to watch; each station has its own.")
-    keep: Literal["move", "leave"] = Field(
+    keep: Literal["move", "delete", "leave"] = Field(
         default="move",
-        description='Judged files: "move" puts them into done/ or failed/, "leave" changes nothing in the folder.',
+        description='Judged files: "move" puts them into done/, "delete" removes them, "leave" changes nothing at all.',
     )
     order: Literal["arrival", "name"] = Field(
         default="arrival",
@@ -588,6 +636,12 @@ class Station(Section):
         default=False,
         description="Whether results of triggers must be acknowledged; with 8 unacknowledged no trigger is accepted.",
     )
+    recipes_held: int = Field(
+        default=8,
+        ge=1,
+        le=1000,
+        description="Recipes kept in memory, those prepared last; a change to another one takes as long as loading it.",
+    )
     source: Source = Field(description="Where the images of the station come from.")
     framing: Framing = Field(
         default_factory=Framing,
@@ -695,7 +749,19 @@ class Settings(Section):
         le=1024,
         description="CPU threads for one inference; 0 leaves the choice to the library.",
     )
+    shifts: Annotated[tuple[str, ...], BeforeValidator(_shifts)] = Field(
+        default=(),
+        description="Local times at which a shift begins, and its figures with it; default: when reset_stats says so.",
+    )
     mqtt: Mqtt = Field(description="The broker and what is sent to it.")
+    metrics: Metrics | None = Field(
+        default=None,
+        description="The figures for Prometheus, read over HTTP; without this section none are kept.",
+    )
+    archive: Archive | None = Field(
+        default=None,
+        description="Images kept on disk for people to look at; without this section there are none.",
+    )
     # A list is accepted because TOML has no other sequence; each station in it is strict all the same.
     stations: Annotated[tuple[Station, ...], AfterValidator(_at_least_one)] = Field(
         alias="station",

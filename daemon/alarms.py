@@ -26,6 +26,7 @@ class AlarmId(StrEnum):
     CHALLENGE_DUE = "CHALLENGE_DUE"
     NOT_CALIBRATED = "NOT_CALIBRATED"
     VIEW_MISSING = "VIEW_MISSING"
+    DISK_LOW = "DISK_LOW"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,13 @@ DEFINITIONS: Mapping[AlarmId, Definition] = {
         "a view of a part is missing; the part is rejected",
         "Look at the station that is named: its camera, its triggers, its ids.",
         on_s=0,
+        off_s=60,
+    ),
+    AlarmId.DISK_LOW: Definition(
+        3,
+        "images are not archived; parts are judged all the same",
+        "Make room on the disk of [archive], or mend its mount and rights.",
+        on_s=5,
         off_s=60,
     ),
 }

@@ -9,10 +9,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from ulid import ULID
+
 from daemon.alarms import Alarm, Change
 from daemon.contract import TOPICS, Identity, Message
 from daemon.messages import Outcome
-from daemon.stats import Drop, Stats
+from daemon.stats import Drop, Shift, Stats, Window
 from daemon.wire import NOT_MEASURED, encode, epoch_ms, iso, number, text
 
 BIRTH_LIMIT = ACTIVE_LIMIT = 4096
@@ -20,6 +22,7 @@ BIRTH_LIMIT = ACTIVE_LIMIT = 4096
 
 _MODEL, _PLACE, _DETAIL, _SUBJECT = 64, 384, 384, 128
 """The most bytes that a text takes as it stands in the JSON."""
+_COUNTED = (Outcome.PASS, Outcome.FAIL, Outcome.UNCERTAIN, Outcome.ERROR)
 _DETAILS = (384, 192, 96, 48)
 """The same of the details of all active alarms, tried in turn."""
 
@@ -58,8 +61,12 @@ class EventKind(StrEnum):
     STOPPED = "stopped"
     CHALLENGE = "challenge"
     COMMAND = "command"
+    SHIFT = "shift"
     GAP = "gap"
     QUARANTINED = "quarantined"
+    RELOAD = "reload"
+    CHAIN_MENDED = "chain_mended"
+    CHAIN_BROKEN = "chain_broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,7 @@ class Event:
         first_seq: the first verdict that it is about; 0 where it is about none.
         last_seq: the last one.
         at: when, UTC.
+        chain: hash of its entry in the audit trail, 64 digits; empty where it has none.
     """
 
     id: str
@@ -83,6 +91,7 @@ class Event:
     at: datetime
     first_seq: int = 0
     last_seq: int = 0
+    chain: str = ""
 
 
 def encode_birth(identity: Identity, birth: Birth, at: datetime) -> Message:
@@ -124,12 +133,12 @@ def encode_birth(identity: Identity, birth: Birth, at: datetime) -> Message:
     return Message(identity.topic("birth"), payload, retain=True)
 
 
-def encode_stats(identity: Identity, stats: Stats, at: datetime) -> Message:
-    """Retained figures since the daemon started, schema inspectd.stats/1, at most 1,024 bytes."""
-    outcomes, latencies = stats.outcomes, stats.latencies
+def encode_stats(identity: Identity, stats: Stats, at: datetime, window: Window = Window.SHIFT) -> Message:
+    """Retained figures of one window, schema inspectd.stats/1, at most 1,024 bytes."""
+    outcomes, latencies, percentiles = stats.outcomes, stats.latencies, stats.percentiles
     content = {
         "schema": "inspectd.stats/1",
-        "window": "session",
+        "window": window.value,
         "frames_in": stats.frames_in,
         "inspected": stats.inspected,
         "pass": outcomes[Outcome.PASS],
@@ -139,18 +148,22 @@ def encode_stats(identity: Identity, stats: Stats, at: datetime) -> Message:
         "dropped": {cause.value: stats.dropped[cause] for cause in Drop},
         "pending": stats.pending,
         "too_late": stats.too_late,
+        "triggers": stats.triggers,
+        "answered": stats.answered,
+        "trigger_errors": stats.trigger_errors,
         "yield": number(NOT_MEASURED if stats.yielded is None else stats.yielded),
         "rate_per_min": number(stats.rate_per_min, 1),
         "t_min_ms": number(latencies.least if latencies else NOT_MEASURED, 3),
         "t_max_ms": number(latencies.greatest if latencies else NOT_MEASURED, 3),
         "t_avg_ms": number(latencies.mean if latencies else NOT_MEASURED, 3),
-        "p50_ms": number(latencies.p50 if latencies else NOT_MEASURED, 3),
-        "p95_ms": number(latencies.p95 if latencies else NOT_MEASURED, 3),
-        "p99_ms": number(latencies.p99 if latencies else NOT_MEASURED, 3),
+        "p50_ms": number(percentiles.p50 if percentiles else NOT_MEASURED, 3),
+        "p95_ms": number(percentiles.p95 if percentiles else NOT_MEASURED, 3),
+        "p99_ms": number(percentiles.p99 if percentiles else NOT_MEASURED, 3),
         "since_ts_ms": epoch_ms(stats.since),
         "ts_ms": epoch_ms(at),
     }
-    return Message(identity.topic("stats"), encode(content), qos=0, retain=True, expires_s=60)
+    leaf = "stats" if window is Window.SHIFT else f"stats/{window}"
+    return Message(identity.topic(leaf), encode(content), qos=0, retain=True, expires_s=60)
 
 
 def encode_alarm(identity: Identity, change: Change, at: datetime) -> Message:
@@ -199,10 +212,30 @@ def encode_event(identity: Identity, event: Event) -> Message:
         "detail": text(event.detail, _DETAIL),
         "first_seq": event.first_seq,
         "last_seq": event.last_seq,
+        "chain": event.chain,
         "ts": iso(event.at),
         "ts_ms": epoch_ms(event.at),
     }
     return Message(identity.topic("event"), encode(content))
+
+
+def encode_shift(identity: Identity, why: str, shift: Shift) -> bytes:
+    """The event that tells the figures of a shift that is over, as words `name=value`; why it is over."""
+    stats = shift.stats
+    figures = {
+        "since": iso(stats.since),
+        "inspected": stats.inspected,
+        **{outcome.name.lower(): stats.outcomes[outcome] for outcome in _COUNTED},
+        "dropped": sum(stats.dropped.values()),
+        "too_late": stats.too_late,
+        "triggers": stats.triggers,
+        "trigger_errors": stats.trigger_errors,
+        "yield": number(NOT_MEASURED if stats.yielded is None else stats.yielded),
+    }
+    detail = " ".join(f"{name}={value}" for name, value in figures.items())
+    id_ = str(ULID.from_datetime(shift.until))
+    event = Event(id_, EventKind.SHIFT, why, detail, shift.until, shift.first_seq, shift.last_seq)
+    return encode_event(identity, event).payload
 
 
 def _alarm(alarm: Alarm, detail_limit: int) -> dict[str, Any]:

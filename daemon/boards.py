@@ -17,7 +17,7 @@ from daemon.contract import (
 )
 from daemon.messages import Verdict
 from daemon.sinks.delivery import Board
-from daemon.stats import Counters
+from daemon.stats import Counters, Window
 
 ONCE_S = float("inf")
 HEARTBEAT_S = 10.0
@@ -28,12 +28,12 @@ STATS_INTERVAL_S = 10.0
 Encode = Callable[[datetime], Sequence[Message]]
 
 
-def birth_board(identity: Callable[[], Identity], birth: Birth) -> Board:
-    """Who the station is; within one run only its recipe changes."""
+def birth_board(identity: Callable[[], Identity], birth: Callable[[], Birth]) -> Board:
+    """Who the station is; within one run its recipe changes, and what was read anew."""
 
     def read() -> tuple[object, Encode]:
-        now = identity()
-        return now.recipe, lambda at: [encode_birth(now, birth, at)]
+        who, now = identity(), birth()
+        return (who, now), lambda at: [encode_birth(who, now, at)]
 
     return Board(read, ONCE_S)
 
@@ -49,7 +49,7 @@ def state_board(identity: Callable[[], Identity], state: Callable[[], StationSta
     return Board(read, HEARTBEAT_S)
 
 
-def quality_board(identity: Identity, quality: Callable[[], Quality]) -> Board:
+def quality_board(identity: Callable[[], Identity], quality: Callable[[], Quality]) -> Board:
     """What was promised and whether it still holds."""
 
     def read() -> tuple[object, Encode]:
@@ -59,7 +59,7 @@ def quality_board(identity: Identity, quality: Callable[[], Quality]) -> Board:
             now.challenge,
             *sorted(name for name, reading in now.watches.items() if reading.alarm),
         )
-        return essence, lambda at: [encode_quality(identity, now, at)]
+        return essence, lambda at: [encode_quality(identity(), now, at)]
 
     return Board(read, QUALITY_INTERVAL_S)
 
@@ -76,8 +76,14 @@ def alarms_board(identity: Identity, active: Callable[[], Sequence[Alarm]]) -> B
 
 
 def stats_board(identity: Identity, counters: Counters) -> Board:
-    """The figures, every ten seconds."""
-    return Board(lambda: ("", lambda at: [encode_stats(identity, counters.snapshot(at), at)]), STATS_INTERVAL_S)
+    """The figures of both windows, every ten seconds and when a shift begins."""
+
+    def read() -> tuple[object, Encode]:
+        return counters.figures.shift.since, lambda at: [
+            encode_stats(identity, counters.snapshot(at, window), at, window) for window in Window
+        ]
+
+    return Board(read, STATS_INTERVAL_S)
 
 
 def tags_board(identity: Identity, state: Callable[[], StationState], newest: Callable[[], Verdict | None]) -> Board:

@@ -210,6 +210,15 @@ def build_detector(folder: Path, device: str = "auto", threads: int = 0, rule: R
     return detector if rule.is_plain else RegionDetector(detector, rule)
 
 
+def fingerprint_of(folder: Path) -> str:
+    """The fingerprint of the model in `folder`, which is not loaded.
+
+    Raises:
+        ArtifactError: there is no model.
+    """
+    return artifact.read_manifest(folder).fingerprint
+
+
 def load_calibration(folder: Path, detector: Detector) -> Calibration:
     """The calibration beside a model that inspects everything, however its images were framed.
 

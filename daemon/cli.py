@@ -5,21 +5,18 @@ correct (systemd does not restart on it).
 """
 
 import logging
-import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.markup import escape
 
-from calibration import store
-from calibration.calibration import CalibrationError, promise, shortage
-from config.credentials import read_credentials
+from calibration.calibration import CalibrationError
+from config import reference
 from config.load import ConfigError, load
-from config.schema import FolderSource, GenicamSource, Mqtt, Recipe, Settings, Station, is_loopback
 from daemon import logs
-from daemon.desk import calibrating, commands, sources
+from daemon.desk import archiving, auditing, calibrating, commands, doctor, sources
 from daemon.desk.dataset import DatasetError
 from daemon.images import UndecodableError
 from daemon.outbox import OutboxError
@@ -43,10 +40,14 @@ for command in (
     commands.predict,
     commands.compare,
     commands.schema,
+    doctor.check,
+    doctor.doctor,
 ):
     app.command()(command)
 app.add_typer(calibrating.calibrations, name="calibrations")
 app.add_typer(sources.app, name="sources")
+app.add_typer(archiving.app, name="archive")
+app.add_typer(auditing.app, name="audit")
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="Configuration file.")]
 
@@ -60,6 +61,10 @@ def main() -> NoReturn:
         _leave("interrupted", 130)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
+    except doctor.UnsoundError as error:
+        if out.is_terminal:  # who reads it has it before his eyes
+            sys.exit(error.status)
+        _leave(str(error), error.status)
     except (ConfigError, ArtifactError, CalibrationError, MaskError) as error:
         _leave(str(error), EXIT_CONFIG)
     except (DatasetError, UndecodableError, OutboxError, SourceUnavailableError, OSError) as error:
@@ -79,107 +84,13 @@ def run(config: ConfigOption) -> None:
     from daemon import service
 
     logs.configure()
-    stop = service.stop_on_signals()
-    service.run(load(config), stop)
+    service.run(partial(load, config), service.heed_signals())
 
 
 @app.command()
-def check(config: ConfigOption) -> None:
-    """Try everything `run` needs but the broker and the camera; exit status 78 if something is wrong."""
-    from daemon.build import place_of
-
-    settings = load(config)
-    faults: list[str] = []
-    _tell("[green]ok[/]  ", f"{config}: {len(settings.stations)} station(s)")
-    try:
-        read_credentials(settings.mqtt)
-    except ConfigError as error:
-        faults += str(error).splitlines()
-    else:
-        _tell_broker(settings.mqtt)
-    state = next(p for p in (settings.state_dir, *settings.state_dir.parents) if p.exists())
-    if not state.is_dir() or not os.access(state, os.W_OK | os.X_OK):
-        faults.append(f"state_dir: {settings.state_dir} cannot be written by this user; give it to the daemon's")
-    for station in settings.stations:
-        framing = _check_framing(station, faults)
-        for recipe in station.recipes:
-            place = f"station {station.name}" + (f", recipe {recipe.name}" if station.own_recipes else "")
-            try:
-                _check_judgement(place, recipe, settings, framing)
-            except (ArtifactError, CalibrationError, ConfigError) as error:
-                faults.append(f"{place}: {error}")
-        try:
-            _check_source(station)
-        except (SourceUnavailableError, ConfigError) as error:
-            faults.append(f"station {station.name}: {error}")
-        else:
-            said = f"{station.source.type} {place_of(station.source)}"
-            _tell("[green]ok[/]  ", f"station {station.name}: {said}")
-    if faults:
-        raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
-
-
-def _check_framing(station: Station, faults: list[str]) -> str | None:
-    """Give the fingerprint of a station's framing; None, and a fault more, where it cannot be used."""
-    from daemon.build import build_framing
-
-    try:
-        return build_framing(station.framing).fingerprint
-    except ConfigError as error:
-        faults.append(f"station {station.name}: {error}")
-        return None
-
-
-def _check_source(station: Station) -> None:
-    """See whether a source can be used, as far as that is known without taking a part from it."""
-    from daemon.sources.folder.source import examine
-    from daemon.sources.genicam.camera import require_library
-
-    match station.source:
-        case FolderSource() as source:
-            examine(source.path, writable=source.keep == "move")
-        case GenicamSource():
-            require_library()
-        case _:
-            pass
-
-
-def _tell_broker(mqtt: Mqtt) -> None:
-    """Say where verdicts would go, how safely, and as whom; nothing that is secret."""
-    user = "without a user name" if mqtt.username is None else f"as user {mqtt.username}"
-    if mqtt.tls is None:
-        safe, how = is_loopback(mqtt.host), "without TLS"
-    else:
-        safe, how = mqtt.tls.verify_host_name, "by TLS"
-        if mqtt.tls.certificate_file is not None:
-            user += f", with the certificate {mqtt.tls.certificate_file}"
-        if not safe:
-            how += " without verifying its host name"
-    _tell("[green]ok[/]  " if safe else "[yellow]weak[/]", f"broker {mqtt.host}:{mqtt.port} {how}, {user}")
-
-
-def _check_judgement(place: str, recipe: Recipe, settings: Settings, framing: str | None) -> None:
-    """Load what judges the parts at a place, and say what it promises; the framing is None where it is at fault."""
-    from daemon.build import build_detector, build_rule
-
-    rule = build_rule(recipe.regions)
-    detector = build_detector(recipe.model, settings.device, settings.threads, rule)
-    calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint, framing)
-    missing, made = shortage(calibration), calibration.provenance
-    mark = "[yellow]weak[/]" if missing else "[green]ok[/]  "
-    _tell(mark, f"{place}: model {recipe.model}, {promise(calibration)}")
-    if missing:
-        _tell(mark, f"{place}: {missing}")
-    if made.engine != detector.engine:
-        _tell(
-            "[yellow]weak[/]",
-            f"{place}: calibrated with {made.engine}, inspects with {detector.engine}; scores may "
-            "differ in their last digits",
-        )
-
-
-def _tell(mark: str, text: str) -> None:
-    out.print(f"{mark}  {escape(text)}", soft_wrap=True)
+def settings() -> None:
+    """Print all options of the configuration file, as a page of Markdown."""
+    typer.echo(reference.page().rstrip())
 
 
 def _leave(message: str, status: int) -> NoReturn:

@@ -39,6 +39,8 @@ _REGIONS = 8
 """The most that a verdict names; it counts them all."""
 _PART_ID_IN_PLC, _TRIGGER_ID_IN_PLC, _PART_ID, _ID, _MODEL, _WHY, _DETAIL, _SOURCE = 32, 24, 128, 64, 64, 256, 384, 256
 """The most bytes that a text takes as it stands in the JSON."""
+_IMAGE_REF = 160
+"""More than the archive's longest."""
 _COMPLETED, _ABORTED, _FAILED = 1, 3, 4
 """OPC 40100-1 ResultState."""
 
@@ -228,6 +230,7 @@ def encode_verdict(identity: Identity, verdict: Verdict) -> bytes:
         },
         "source": text(capture.origin, _SOURCE, keep_end=True),
         "frame_id": capture.frame_id,
+        "image_ref": text(verdict.image_ref, _IMAGE_REF),
         "views": views,
         "replayed": False,
     }

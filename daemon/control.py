@@ -1,20 +1,22 @@
 """Obeys commands: each once, whatever the network repeats, and each answered."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from threading import Thread
 
 import structlog
 from ulid import ULID
 
-from daemon.announcements import EventKind
+from daemon.announcements import EventKind, encode_shift
 from daemon.contract import Identity, Message
 from daemon.execution import Asked, Execution, Mode, OverrunError
 from daemon.health import StationHealth
 from daemon.messages import Trigger
 from daemon.outbox import Answer, Outbox, OutboxError, Promise
-from daemon.recipes import Recipes
+from daemon.recipes import Recipe, Recipes
 from daemon.requests import (
     Action,
     Code,
@@ -27,7 +29,6 @@ from daemon.requests import (
     response,
     unpack,
 )
-from daemon.stats import Drop
 from daemon.wire import epoch_ms
 
 log = structlog.get_logger()
@@ -83,7 +84,8 @@ def standing(outbox: Outbox, station: str, first: Mode, recipes: Recipes) -> Mod
 class _Plan:
     """What a command will be answered, and what is done once that is on disk.
 
-    It leads `to` a mode, and prepares a `recipe`, where it does.
+    It leads `to` a mode, prepares a `recipe`, and closes the shift, where it does. What is `wanted` must be loaded
+    first.
     """
 
     code: Code
@@ -91,13 +93,39 @@ class _Plan:
     do: Callable[[], object] | None = None
     to: Mode | None = None
     recipe: str | None = None
+    wanted: Identity | None = None
+    closes_shift: bool = False
+
+
+class _Loading:
+    """A recipe that a command wants prepared, on its way into memory in a thread of its own."""
+
+    def __init__(self, recipes: Recipes, wanted: Identity, request: Request, received: Received) -> None:
+        self.request = request
+        self.received = received
+        self.wanted = wanted
+        self.recipe: Recipe | None = None
+        self.fault = ""
+        self._recipes = recipes
+        self._thread = Thread(target=self._load, name=f"load {wanted.recipe}")
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def _load(self) -> None:
+        try:
+            self.recipe = self._recipes.load(self.wanted.recipe)
+        except Exception as error:  # noqa: BLE001 -- the root of a thread; whoever asked is told
+            self.fault = str(error)
 
 
 class Control:
     """What obeys the commands of one station. One thread.
 
     Args:
-        note: takes down that something happened: its kind, subject and detail.
+        note: takes down that something happened: its kind, subject, detail and user.
     """
 
     def __init__(
@@ -107,7 +135,7 @@ class Control:
         recipes: Recipes,
         health: StationHealth,
         outbox: Outbox,
-        note: Callable[[EventKind, str, str], None],
+        note: Callable[[EventKind, str, str, str], None],
     ) -> None:
         self._identity = identity
         self._execution = execution
@@ -115,6 +143,7 @@ class Control:
         self._health = health
         self._outbox = outbox
         self._note = note
+        self._loading: _Loading | None = None
 
     def obey(self, received: Received, send: Callable[[Message], None]) -> bool:
         """Obey one message on a command's topic, and answer; True if all that is retained is to be published anew."""
@@ -130,13 +159,34 @@ class Control:
 
         try:
             request = _understand(received, astray)
-            self._obey(request, reply, now)
+            self._obey(request, received, reply, now)
         except RefusedError as refused:
             self._refuse(refused, received.topic, reply, now)
             return False
         return request.action is Action.REPUBLISH
 
-    def _obey(self, request: Request, reply: Callable[[bytes], None], now: datetime) -> None:
+    def conclude(self, send: Callable[[Message], None]) -> None:
+        """Prepare the recipe that has been loaded meanwhile, if one has, and answer whoever asked for it."""
+        loading = self._loading
+        if loading is None or not loading.is_over or self._execution.mode is Mode.SINGLE:
+            return
+        current = self._recipes.find(loading.wanted.recipe, None)
+        if loading.recipe is None:
+            plan = _Plan(Code.INTERNAL, f"it cannot be loaded, and is not prepared: {loading.fault}")
+        elif current != loading.recipe.identity:
+            plan = _Plan(Code.NOT_FOUND, "the configuration was changed meanwhile; ask again")
+        else:
+            plan = self._preparation(loading.recipe)
+        with suppress(OutboxError):  # a full disk, say; it is tried again
+            self._finish(
+                loading.request,
+                plan,
+                lambda payload: send(response(self._identity, loading.received, payload)),
+                datetime.now(UTC),
+            )
+            self._loading = None
+
+    def _obey(self, request: Request, received: Received, reply: Callable[[bytes], None], now: datetime) -> None:
         try:
             idle = request.action in _IDLE
             known = None if idle else self._outbox.answered(self._identity.station, request.cmd_id, epoch_ms(now))
@@ -146,10 +196,17 @@ class Control:
                 raise RefusedError(Code.EXPIRED, _EXPIRED, request.cmd_id, request.action.value)
             elif idle:
                 reply(self._encode(request, _Plan(Code.DONE), now))
+            elif self._loading is not None and self._loading.request.cmd_id == request.cmd_id:
+                reply(self._encode(request, _Plan(Code.ACCEPTED, _LOADED), now))
             elif request.action is Action.TRIGGER:
                 self._trigger(request, reply, now)
             else:
-                self._perform(request, reply, now)
+                plan = self._plan(request)
+                if plan.wanted is not None:
+                    self._loading = _Loading(self._recipes, plan.wanted, request, received)
+                    reply(self._encode(request, plan, now))
+                else:
+                    self._finish(request, plan, reply, now)
         except OutboxError as error:
             why = f"it cannot be recorded, and so is not obeyed: {error}"
             reply(self._encode(request, _Plan(Code.INTERNAL, why), now))
@@ -177,14 +234,14 @@ class Control:
                 self._outbox.answer(self._answer(request, payload, now), promise)
                 reply(payload)
         except OverrunError as error:
-            self._health.lost(Drop.MISSED)
+            self._health.trigger_lost()
             reply(self._encode(request, _Plan(Code.BUSY, str(error)), now))
 
-    def _perform(self, request: Request, reply: Callable[[bytes], None], now: datetime) -> None:
+    def _finish(self, request: Request, plan: _Plan, reply: Callable[[bytes], None], now: datetime) -> None:
         """Do what changes the station, once the answer to it is on disk."""
-        plan = self._plan(request, now)
         payload = self._encode(request, plan, now)
-        self._outbox.answer(self._answer(request, payload, now), recipe=plan.recipe, mode=plan.to)
+        closing = (now, partial(encode_shift, self._identity, "reset_stats")) if plan.closes_shift else None
+        self._outbox.answer(self._answer(request, payload, now), recipe=plan.recipe, mode=plan.to, closing=closing)
         if plan.do is not None:
             plan.do()
         reply(payload)
@@ -193,9 +250,9 @@ class Control:
             log.info("a command", station=station, action=request.action, result=plan.code.name, user=request.user)
             by = f" by {request.user}" if request.user else ""
             detail = f"{plan.code.name}{by}: {plan.message}".removesuffix(": ")
-            self._note(EventKind.COMMAND, request.action.value, detail)
+            self._note(EventKind.COMMAND, request.action.value, detail, request.user)
 
-    def _plan(self, request: Request, now: datetime) -> _Plan:
+    def _plan(self, request: Request) -> _Plan:
         args, mode = request.args, self._execution.mode
         match request.action:
             case Action.START | Action.STOP | Action.ABORT | Action.HALT | Action.RESET as action:
@@ -208,7 +265,7 @@ class Control:
                     return _Plan(Code.NOT_FOUND, "no such result waits to be acknowledged")
                 return _Plan(Code.DONE, do=partial(self._execution.acknowledge, waiting))
             case Action.RESET_STATS:
-                return _Plan(Code.DONE, do=partial(self._health.counters.reset, now))
+                return _Plan(Code.DONE, closes_shift=True)
             case Action.CHALLENGE:
                 return self._challenge()
             case Action.TRIGGER | Action.GET_STATE | Action.REPUBLISH:
@@ -232,12 +289,18 @@ class Control:
         return _Plan(Code.DONE, f"send all {test.expected} parts of the set", quality.begin_challenge)
 
     def _prepare(self, name: str | None, index: int | None) -> _Plan:
-        recipe = self._recipes.find(name, index)
-        if recipe is None:
-            names = ", ".join(f"{one.identity.recipe_index} {one.name}" for one in self._recipes)
+        wanted = self._recipes.find(name, index)
+        if wanted is None:
+            names = ", ".join(f"{one.recipe_index} {one.recipe}" for one in self._recipes.identities)
             return _Plan(Code.NOT_FOUND, f"there is no such recipe; there are {names}")
+        if self._loading is not None:
+            return _Plan(Code.BUSY, f"{self._loading.wanted.recipe} is being loaded")
         if self._execution.mode is Mode.SINGLE:
             return _Plan(Code.BUSY, "a trigger waits for its part, which the present recipe is for")
+        recipe = self._recipes.loaded(wanted.recipe)
+        return _Plan(Code.ACCEPTED, _LOADED, wanted=wanted) if recipe is None else self._preparation(recipe)
+
+    def _preparation(self, recipe: Recipe) -> _Plan:
         prepared = f"{recipe.identity.recipe_index} {recipe.name}"
         return _Plan(Code.DONE, prepared, partial(self._recipes.prepare, recipe), recipe=recipe.name)
 
@@ -267,6 +330,7 @@ def _understand(received: Received, astray: str | None) -> Request:
     return request
 
 
+_LOADED = "its model is being loaded; DONE follows, and until then the recipe that was prepared goes on"
 _EXPIRED = "it came after its expires_ms; compare the clocks of both machines"
 _TRANSITIONS = {
     Action.START: ({Mode.READY, Mode.CONTINUOUS}, Mode.CONTINUOUS),

@@ -21,10 +21,10 @@ log = structlog.get_logger()
 class GroupHealth:
     """Figures, condition and alarms of one group; as ready as the least ready of its views. Any thread may call."""
 
-    def __init__(self, group: str, last_seq: int, views: Sequence[StationHealth]) -> None:
+    def __init__(self, group: str, last_seq: int, views: Sequence[StationHealth], counters: Counters) -> None:
         self.group = group
         self.views = views
-        self.counters = Counters(datetime.now(UTC))
+        self.counters = counters
         self.alarms = Alarms()
         self.newest: Verdict | None = None
         self._started = time.monotonic()
@@ -42,24 +42,29 @@ class GroupHealth:
                 group=self.group,
                 station=station,
                 part=part,
+                id=view.capture.id,
                 so_far=self._late,
             )
         elif fate is Fate.UNNAMED:
             self._unnamed += 1
             self._trouble = f"parts at {station} have no {by}"
             if self._unnamed == 1 or self._unnamed % 100 == 0:
-                log.warning("a view without an id is no part's", group=self.group, station=station, missing=by.value)
+                log.warning(
+                    "a view without an id is no part's",
+                    group=self.group,
+                    station=station,
+                    part=part,
+                    id=view.capture.id,
+                    missing=by.value,
+                )
 
     def came_too_late(self) -> None:
         """The gate was not told of a part, for it came too long ago."""
         self.counters.came_too_late()
 
     def concluded(self, verdict: Verdict) -> None:
-        """A part got its verdict."""
+        """A part got its verdict, which is on disk, and so is counted already."""
         decision = verdict.decision
-        if not verdict.challenge:
-            self.counters.arrived()
-            self.counters.concluded(decision.outcome, verdict.latency.total, verdict.decided_at)
         self._last_seq = verdict.seq
         self.newest = verdict
         self._trouble = decision.detail if decision.reason is Reason.VIEW_MISSING else None

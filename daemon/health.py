@@ -27,11 +27,11 @@ log = structlog.get_logger()
 class StationHealth:
     """Figures, conditions and alarms of one station. Any thread may report; any may ask; one updates the alarms."""
 
-    def __init__(self, station: str, last_seq: int, recipes: Recipes, execution: Execution) -> None:
+    def __init__(self, station: str, last_seq: int, recipes: Recipes, execution: Execution, counters: Counters) -> None:
         self.station = station
         self._recipes = recipes
         self._execution = execution
-        self.counters = Counters(datetime.now(UTC))
+        self.counters = counters
         self.alarms = Alarms()
         self._started = self._last_frame = time.monotonic()
         self._camera: bool | None = None
@@ -69,9 +69,11 @@ class StationHealth:
 
     def lost(self, cause: Drop, count: int = 1) -> None:
         """Parts that never came, which somebody knows of, get no verdict."""
-        for _ in range(count):
-            self.counters.arrived()
-            self.counters.dropped(cause)
+        self.counters.lost(cause, count)
+
+    def trigger_lost(self) -> None:
+        """A trigger gets neither a part nor a verdict."""
+        self.counters.trigger_lost()
 
     def frame_arrived(self, part_id: str, *, seen: bool) -> None:
         """A part was seen, or only heard of. Those of the challenge test are in no figure."""
@@ -81,10 +83,8 @@ class StationHealth:
             self.counters.arrived()
 
     def concluded(self, verdict: Verdict) -> None:
-        """A part got its verdict."""
+        """A part got its verdict, which is on disk, and so is counted already."""
         decision = verdict.decision
-        if not verdict.challenge:
-            self.counters.concluded(decision.outcome, verdict.latency.total, verdict.decided_at)
         with self._lock:
             self._last_seq = verdict.seq
             self.newest = verdict

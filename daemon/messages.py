@@ -53,8 +53,8 @@ class Capture:
 
     `id` is a ULID given once when the part is claimed; its verdict carries the same one, however often
     the daemon is restarted in between. `captured_at`, known by `clock`, and `arrived_at`, when the part came to us, are
-    UTC; `seen_at` is `time.monotonic()` seconds. `frame_id` is the camera's own count, 0 where there is none. `recipe`
-    is what was prepared when the part came. `reply` is where its verdict goes besides the record.
+    UTC; `seen_at` is `time.monotonic()` seconds. `frame_id` is the camera's own count, 0 where there is none. `reply`
+    is where its verdict goes besides the record.
     """
 
     id: str
@@ -69,7 +69,6 @@ class Capture:
     batch_id: str = ""
     meta: Mapping[str, Scalar] = field(default_factory=dict)
     trigger: Trigger | None = None
-    recipe: str = "default"
     reply: Reply | None = None
 
 
@@ -169,6 +168,7 @@ class Verdict:
 
     `regions` is where a measured part is above the threshold, the highest peak first. `challenge`: the part is one of
     the challenge test's. `views` are those of a part that several stations have seen, in a group's verdict alone.
+    `image_ref` is where the archive keeps its image, empty where it does not.
     """
 
     seq: int
@@ -179,3 +179,4 @@ class Verdict:
     regions: tuple[Region, ...] = ()
     challenge: bool = False
     views: tuple[View, ...] = ()
+    image_ref: str = ""

@@ -5,18 +5,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
 import structlog
 
 from daemon.messages import Outcome, Reply
+from daemon.stats import Counters, Figures, Part, Shift, Tally, begun, unpack
 
 MAX_ROWS = 1_000_000
 """Verdicts that an outbox holds unless told otherwise: some 1.3 GB."""
 
 ANSWERS_KEPT_S = 24 * 3600
 """Seconds for which answers to commands are remembered."""
+
+EVENT = "event"
+"""The leaf of what happened."""
 
 ANSWER = "answer"
 """Stands for the leaf of a message that goes elsewhere."""
@@ -55,6 +61,7 @@ CREATE TABLE IF NOT EXISTS answer (
 CREATE INDEX IF NOT EXISTS answer_age ON answer (at_ms);
 CREATE TABLE IF NOT EXISTS recipe (station TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS mode (station TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS figures (station TEXT PRIMARY KEY, content TEXT NOT NULL) WITHOUT ROWID;
 """
 # A verdict that an earlier version kept without its outcome counts as ERROR: what may not have passed is kept longest.
 _OUTCOME = "ALTER TABLE entry ADD COLUMN outcome TEXT NOT NULL DEFAULT 'ERROR'"
@@ -69,7 +76,7 @@ class OutboxError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One verdict in the record; when it is kept, with where else it is to go."""
+    """One verdict in the record; when it is kept, with where else it is to go, and as what it counts, if it does."""
 
     station: str
     seq: int
@@ -77,6 +84,7 @@ class Entry:
     payload: bytes
     outcome: Outcome
     reply: Reply | None = None
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +131,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What a transaction adds to the counts of each station once it is committed."""
+    """What a transaction adds to the counts of each station once it is committed, and what is `then` to be done."""
 
     entries: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
     gaps: Counter[str] = field(default_factory=Counter)
+    then: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Outbox:
@@ -140,6 +149,8 @@ class Outbox:
     in between gives a part neither a second verdict nor none.
 
     A message that no broker takes is *quarantined*: kept, but handed out no more until `release`.
+
+    What a station counts is saved with its verdicts, so that each is in the figures exactly when it is in the record.
     """
 
     def __init__(self, path: Path, *, max_rows: int = MAX_ROWS) -> None:
@@ -154,6 +165,8 @@ class Outbox:
         self._lock = Lock()
         self._path = path
         self._max_rows = max_rows
+        self._counters: dict[str, Counters] = {}
+        self._saved: dict[str, Figures] = {}
         with self._naming("opened"):
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
@@ -180,13 +193,15 @@ class Outbox:
     def keep(self, entries: Sequence[Entry], settled: Iterable[str] = (), promised: Iterable[str] = ()) -> None:
         """Store verdicts in one durable commit, each with the next `seq` of its station.
 
-        With it, those that are to be answered are, and settled ids and promises that the verdicts fulfil are forgotten.
+        With it, those that are to be answered are, those that count are counted, and settled ids and promises that the
+        verdicts fulfil are forgotten.
 
         Raises:
             OutboxError: nothing was stored (a full disk, say); try again.
             AssertionError: a number is not the next; nothing was stored.
         """
         with self._transaction() as change:
+            self._count_in(entries, change)
             for entry in entries:
                 if entry.seq != self._last_seq(entry.station) + 1:
                     raise AssertionError(f"seq {entry.seq} of {entry.station} is not the next")
@@ -249,15 +264,58 @@ class Outbox:
             self._tell(station, leaf, encode(Gap(*row)), change)
         return True
 
+    def counters(self, station: str) -> Counters:
+        """What a station counts, always the same; one that has counted nothing yet begins now.
+
+        Raises:
+            OutboxError: it cannot be read.
+        """
+        with self._reading():
+            return self._counters_of(station)
+
+    def checkpoint(self) -> None:
+        """Save what was counted since the last commit: parts that were dropped or came too late.
+
+        It outlives the process at once, and a power cut from the next durable commit on.
+
+        Raises:
+            OutboxError: it was not saved; try again.
+        """
+        counting = dict(self._counters)
+        changed = [station for station, one in counting.items() if one.figures != self._saved.get(station)]
+        if changed:
+            with self._transaction(durable=False) as change:
+                for station in changed:
+                    self._save(station, counting[station].figures, change)
+
+    def close_shift(self, station: str, at: datetime, encode: Callable[[Shift], bytes]) -> None:
+        """End a station's shift at a time in UTC: store the event that tells its figures, and count a new one.
+
+        Raises:
+            OutboxError: the shift goes on.
+        """
+        with self._transaction() as change:
+            self._close(station, at, encode, change)
+
     def answer(
-        self, answer: Answer, promise: Promise | None = None, *, recipe: str | None = None, mode: str | None = None
+        self,
+        answer: Answer,
+        promise: Promise | None = None,
+        *,
+        recipe: str | None = None,
+        mode: str | None = None,
+        closing: tuple[datetime, Callable[[Shift], bytes]] | None = None,
     ) -> None:
         """Store what a command is answered and what that promises, prepares and leads to, in one durable commit.
+
+        `closing` ends the shift with it, as `close_shift` does.
 
         Raises:
             OutboxError: nothing was stored.
         """
-        with self._transaction():
+        with self._transaction() as change:
+            if closing is not None:
+                self._close(answer.station, *closing, change)
             self._db.execute(
                 "INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?)",
                 (answer.station, answer.cmd_id, answer.at_ms, answer.payload),
@@ -383,9 +441,42 @@ class Outbox:
         return self._waiting.quarantined[station]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Save the figures, if the disk takes them, and let go of the file."""
+        with suppress(OutboxError):
+            self.checkpoint()
         with self._lock:
             self._db.close()
+
+    def _counters_of(self, station: str) -> Counters:
+        if station not in self._counters:
+            row = self._db.execute("SELECT content FROM figures WHERE station = ?", (station,)).fetchone()
+            figures = unpack(row[0]) if row else begun(datetime.now(UTC), self._last_seq(station))
+            self._counters[station] = Counters(figures)
+        return self._counters[station]
+
+    def _count_in(self, entries: Sequence[Entry], change: _Change) -> None:
+        """Save the figures of each station as they are with these verdicts."""
+        parts: dict[str, list[Part]] = {}
+        for entry in entries:
+            if entry.part is not None:
+                parts.setdefault(entry.station, []).append(entry.part)
+        for station, several in parts.items():
+            counters = self._counters_of(station)
+            self._save(station, counters.figures.concluding(several), change)
+            change.then.append(partial(counters.concluded, several))
+
+    def _close(self, station: str, at: datetime, encode: Callable[[Shift], bytes], change: _Change) -> None:
+        counters, last = self._counters_of(station), self._last_seq(station)
+        figures, new = counters.figures, Tally(at, last)
+        closed = figures.shift
+        first_seq, last_seq = (closed.after + 1, last) if last > closed.after else (0, 0)
+        self._tell(station, EVENT, encode(Shift(closed.stats(), at, first_seq, last_seq)), change)
+        self._save(station, Figures(new, figures.total), change)
+        change.then.append(partial(counters.begin, new, closed))
+
+    def _save(self, station: str, figures: Figures, change: _Change) -> None:
+        self._db.execute("INSERT OR REPLACE INTO figures VALUES (?, ?)", (station, figures.pack()))
+        change.then.append(partial(self._saved.__setitem__, station, figures))
 
     def _standing(self, what: str, station: str) -> str | None:
         with self._reading():
@@ -469,6 +560,8 @@ class Outbox:
             self._waiting.notes.update(change.notes)
             self._waiting.quarantined.update(change.quarantined)
             self._waiting.gaps.update(change.gaps)
+            for action in change.then:
+                action()
 
     @contextmanager
     def _naming(self, done: str) -> Iterator[None]:

@@ -1,12 +1,13 @@
 """The stages between source and outbox: plain functions, one per thread, ended by the closing of their input.
 
-acquire ─Frame→ inspect ─Concluded→ record ─→ outbox, source, pictures
-                   └─ actuation, at once
+acquire ─Admitted→ inspect ─Concluded→ record ─→ outbox, source, pictures
+                     └─ actuation, at once
 
 The inspecting thread also joins the views of one part, and so numbers the verdicts of groups.
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,20 +17,22 @@ from typing import Protocol
 
 import structlog
 
+from config.schema import MOST_VIEWS
 from daemon import contract, judgement, overlay
 from daemon.channel import Channel, ClosedError, Lanes, Overflow
 from daemon.contract import Identity, Message, Picture
 from daemon.execution import Execution
-from daemon.fusion import Fused, Fusion
+from daemon.fusion import WAITING, Fused, Fusion
 from daemon.groups import GroupHealth
 from daemon.health import StationHealth
 from daemon.messages import Decision, Frame, Latency, Outcome, Reason, Unreadable, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
+from daemon.pulse import Beat, unwatched
 from daemon.recipes import Recipe, Recipes
 from daemon.regions import Region, Rule, regions, shown
 from daemon.sources.base import TICK_S, Source, SourceUnavailableError
-from daemon.stats import Drop
-from detectors.base import Detector, DeviceLostError, Image, Prediction
+from daemon.stats import Drop, counted
+from detectors.base import DeviceLostError, Image, Prediction
 
 RETRY_S = (0.5, 10.0)
 """Seconds of the first and the longest pause before the disk is tried again."""
@@ -83,6 +86,14 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Admitted:
+    """A part on its way to the detector, and what judges it: the recipe that was prepared when it came."""
+
+    item: Frame | Unreadable
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
 class Concluded:
     """A verdict on its way into the record, by what recipe, and with what a picture of it needs.
 
@@ -97,21 +108,23 @@ class Concluded:
     parts: tuple["Concluded", ...] = ()
 
 
-def lanes(stations: Iterable[str]) -> Lanes[Frame | Unreadable]:
+def lanes(stations: Iterable[str]) -> Lanes[Admitted]:
     """What brings frames from the stations to the detectors, a few of each; triggered ones are never dropped."""
-    return Lanes(stations, FRAMES, keeps=lambda item: item.capture.trigger is not None)
+    return Lanes(stations, FRAMES, keeps=lambda part: part.item.capture.trigger is not None)
 
 
-def acquire(station: Station, frames: Lanes[Frame | Unreadable], stop: Event) -> None:
+def acquire(station: Station, frames: Lanes[Admitted], stop: Event, beat: Beat = unwatched) -> None:
     """Bring frames in until `stop`; an absent source is waited for, said once, and shown in the state."""
     complaint = ""
     while not stop.is_set():
+        beat()
         try:
             try:
                 for item in station.source.frames(stop, station.execution):
+                    beat()
                     station.health.source_is(available=True)
                     complaint = complaint if item is None else ""
-                    _admit(item, station, frames)
+                    _admit(item, station, frames, beat)
             except SourceUnavailableError as error:
                 station.health.source_is(available=False)
                 station.sink.notify()
@@ -120,43 +133,43 @@ def acquire(station: Station, frames: Lanes[Frame | Unreadable], stop: Event) ->
                 complaint = str(error)
                 again_at = time.monotonic() + REOPEN_S
                 while not stop.wait(TICK_S) and time.monotonic() < again_at:
-                    _admit(None, station, frames)  # triggers are answered all the same
+                    _admit(None, station, frames, beat)  # triggers are answered all the same
         except ClosedError:
             return
 
 
-def _admit(item: Frame | Unreadable | None, station: Station, frames: Lanes[Frame | Unreadable]) -> None:
-    recipe = station.recipes.current.name
-    for admitted in station.execution.admit(item):
-        seen = isinstance(admitted, Frame) or admitted.cause in {Reason.DECODE_FAILED, Reason.INCOMPLETE_FRAME}
-        station.health.frame_arrived(admitted.capture.part_id, seen=seen)
-        capture = replace(admitted.capture, recipe=recipe)
-        overflow = Overflow.WAIT if capture.trigger else station.overflow
-        going_on = replace(admitted, capture=capture)
+def _admit(item: Frame | Unreadable | None, station: Station, frames: Lanes[Admitted], beat: Beat) -> None:
+    recipe = station.recipes.current
+    for part in station.execution.admit(item):
+        seen = isinstance(part, Frame) or part.cause in {Reason.DECODE_FAILED, Reason.INCOMPLETE_FRAME}
+        station.health.frame_arrived(part.capture.part_id, seen=seen)
+        overflow = Overflow.WAIT if part.capture.trigger else station.overflow
+        going_on = part
         if overflow is Overflow.EXCEED and frames.full(station.name):
-            going_on = Unreadable(capture, "parts come faster than they are judged", Reason.QUEUE_OVERRUN)
-        _put(going_on, station, frames, overflow)
+            going_on = Unreadable(part.capture, "parts come faster than they are judged", Reason.QUEUE_OVERRUN)
+        _put(Admitted(going_on, recipe), station, frames, overflow, beat)
 
 
-def _put(item: Frame | Unreadable, station: Station, frames: Lanes[Frame | Unreadable], overflow: Overflow) -> None:
+def _put(part: Admitted, station: Station, frames: Lanes[Admitted], overflow: Overflow, beat: Beat) -> None:
     """Hand over a part; an older one gives way to it only as long as no promised number counts that one."""
     if overflow is Overflow.DROP_OLDEST:
         with station.execution.losing() as may:
             if may:  # then the lane holds nothing that must be kept, and this does not wait
-                if frames.put(station.name, item, overflow) is not None:
+                if frames.put(station.name, part, overflow, beat) is not None:
                     station.execution.lose()
                     station.health.dropped(Drop.QUEUE)
                 return
         overflow = Overflow.WAIT
-    frames.put(station.name, item, overflow)
+    frames.put(station.name, part, overflow, beat)
 
 
 def inspect(
-    frames: Lanes[Frame | Unreadable],
+    frames: Lanes[Admitted],
     stations: Mapping[str, Station],
     concluded: Channel[Concluded],
     batch: int,
     groups: Sequence[Group] = (),
+    beat: Beat = unwatched,
 ) -> None:
     """Judge what arrives and tell the reject gate at once. Owns the detectors; closes `concluded` at the end.
 
@@ -168,14 +181,15 @@ def inspect(
     """
     joins = _Joins(groups, stations)
     try:
-        for items in frames.batches(batch, joins.patience_s):
-            for detector, together in _together(items, stations):
-                for item, judgement in zip(together, _predict(detector, together), strict=True):
-                    concluded.put(_conclude(item, judgement, stations[item.capture.station], joins))
-            for part in joins.expire():
-                concluded.put(part)
-        for part in joins.end():
-            concluded.put(part)
+        for parts in frames.batches(batch, joins.patience_s, beat):
+            for together in _together(parts):
+                for part, predicted in zip(together, _predict(together), strict=True):
+                    station = stations[part.item.capture.station]
+                    concluded.put(_conclude(part, predicted, station, joins), beat)
+            for joined in joins.expire():
+                concluded.put(joined, beat)
+        for joined in joins.end():
+            concluded.put(joined, beat)
     except ClosedError:  # the recording stage has ended, and says why itself
         return
     finally:
@@ -190,6 +204,7 @@ def record(
     pictures: Channel[Concluded],
     stop: Event,
     groups: Sequence[Group] = (),
+    beat: Beat = unwatched,
 ) -> None:
     """Make verdicts durable, several in a commit, then let go of their frames. Closes `pictures` at the end.
 
@@ -199,13 +214,13 @@ def record(
     healths = [station.health for station in stations.values()]
     of = {group.name: group for group in groups}
     try:
-        for several in concluded.batches(32):
+        for several in concluded.batches(32, beat):
             batch = [one for item in several for one in (item, *item.parts)]
             entries = [_entry(item) for item in batch]
             # Of a group no source lets go.
             settled += [item.verdict.capture.id for item in batch if item.verdict.capture.station in of]
             promised = [item.verdict.capture.trigger.id for item in batch if item.verdict.capture.trigger]
-            if not _keep(partial(outbox.keep, entries, settled, promised), healths, stop):
+            if not _keep(partial(outbox.keep, entries, settled, promised), healths, stop, beat):
                 return
             settled = []
             for item in batch:
@@ -239,10 +254,11 @@ def illustrate(
     side: int,
     limit_bytes: int,
     more: Sequence[Picture] = (),
+    beat: Beat = unwatched,
 ) -> None:
     """Render pictures off the inspecting thread, at most two parts a second and station; late ones are dropped."""
     shown: dict[str, float] = dict.fromkeys(stations, 0.0)
-    for (item,) in pictures.batches(1):
+    for (item,) in pictures.batches(1, beat):
         name = item.verdict.capture.station
         now = time.monotonic()
         if item.verdict.decision.outcome not in wanted or now - shown[name] < PICTURE_INTERVAL_S:
@@ -251,7 +267,10 @@ def illustrate(
         try:
             messages = _pictures(item, [Picture.OVERLAY, *more], side, limit_bytes)
         except Exception as error:  # noqa: BLE001 -- no picture is worth a verdict
-            log.warning("a picture could not be drawn", station=name, id=item.verdict.capture.id, reason=str(error))
+            capture = item.verdict.capture
+            log.warning(
+                "a picture could not be drawn", station=name, part=capture.part_id, id=capture.id, reason=str(error)
+            )
             continue
         for message in messages:
             show(message)
@@ -298,20 +317,17 @@ def _regions(
     return tuple(regions(prediction.anomaly_map, decision.threshold, item.image.shape, rule))
 
 
-def _together(
-    items: Sequence[Frame | Unreadable], stations: Mapping[str, Station]
-) -> list[tuple[Detector, list[Frame | Unreadable]]]:
+def _together(parts: Sequence[Admitted]) -> list[list[Admitted]]:
     """What one detector can judge at once, whatever the stations; parts of one station stay in their order."""
-    groups: list[tuple[Detector, list[Frame | Unreadable]]] = []
+    groups: list[list[Admitted]] = []
     first: dict[str, int] = {}  # the earliest group that a station's next part may join
-    for item in items:
-        name = item.capture.station
-        detector = stations[name].recipes[item.capture.recipe].detector
+    for part in parts:
+        name, detector = part.item.capture.station, part.recipe.detector
         candidates = range(first.get(name, 0), len(groups))
-        place = next((place for place in candidates if groups[place][0] is detector), len(groups))
+        place = next((place for place in candidates if groups[place][0].recipe.detector is detector), len(groups))
         if place == len(groups):
-            groups.append((detector, []))
-        groups[place][1].append(item)
+            groups.append([])
+        groups[place].append(part)
         first[name] = place
     return groups
 
@@ -326,9 +342,10 @@ class _Predicted:
     inferred_ms: float
 
 
-def _predict(detector: Detector, items: Sequence[Frame | Unreadable]) -> list[_Predicted]:
-    """Predict some frames together; where that fails, one by one."""
+def _predict(parts: Sequence[Admitted]) -> list[_Predicted]:
+    """Predict some frames of one detector together; where that fails, one by one."""
     taken_at = time.monotonic()
+    detector, items = parts[0].recipe.detector, [part.item for part in parts]
     images = [item.image for item in items if isinstance(item, Frame)]
     failure = ""
     predictions: list[Prediction] = []
@@ -337,10 +354,11 @@ def _predict(detector: Detector, items: Sequence[Frame | Unreadable]) -> list[_P
     except DeviceLostError:
         raise  # nothing can be judged any more: the process must start afresh
     except Exception as error:  # noqa: BLE001 -- a part that was seen gets a verdict, whatever is wrong with it
-        if len(items) > 1:
-            return [predicted for item in items for predicted in _predict(detector, [item])]
+        if len(parts) > 1:
+            return [predicted for part in parts for predicted in _predict([part])]
         failure = f"{type(error).__name__}: {error}"[:200]
-        log.warning("the detector failed", station=items[0].capture.station, reason=failure)
+        capture = items[0].capture
+        log.warning("the detector failed", station=capture.station, part=capture.part_id, id=capture.id, reason=failure)
     inferred_ms = (time.monotonic() - taken_at) * 1000 / max(1, len(images))
     upcoming = iter(predictions)
     return [
@@ -356,6 +374,7 @@ class _Joins:
         self._groups = groups
         self._stations = stations
         self._of = {view: group for group in groups for view in group.fusion.views}
+        self._judged_by: OrderedDict[str, Identity] = OrderedDict()
 
     def patience_s(self) -> float | None:
         """Seconds to the next deadline of a part; None where none waits."""
@@ -363,11 +382,14 @@ class _Joins:
         waits = [wait for group in self._groups if (wait := group.fusion.patience_s(now)) is not None]
         return min(waits, default=None)
 
-    def join(self, view: Verdict) -> tuple[Concluded, ...]:
-        """The parts that have their verdicts by this view."""
+    def join(self, view: Verdict, identity: Identity) -> tuple[Concluded, ...]:
+        """The parts that have their verdicts by this view, of a station that is this identity's."""
         group = self._of.get(view.capture.station)
         if group is None:
             return ()
+        self._judged_by[view.capture.id] = identity
+        if len(self._judged_by) > MOST_VIEWS * WAITING * len(self._groups):
+            self._judged_by.popitem(last=False)
         fate, fused = group.fusion.join(view, time.monotonic(), datetime.now(UTC))
         parts = tuple(self._conclude(group, part) for part in fused)
         group.health.view_came(view, fate, group.fusion.by)
@@ -391,14 +413,16 @@ class _Joins:
             group.sink.actuate(contract.encode_actuation(own, verdict, group.actuation_ttl_s))
         else:
             group.health.came_too_late()
-        recipe = self._stations[worst.station].recipes[worst.recipe]
-        identity = replace(recipe.identity, station=group.name, fpr_target=own.fpr_target)
+        recipe = self._stations[worst.station].recipes.current
+        judged_by = self._judged_by.get(worst.id, recipe.identity)
+        identity = replace(judged_by, station=group.name, fpr_target=own.fpr_target)
         return Concluded(verdict, replace(recipe, identity=identity))
 
 
-def _conclude(item: Frame | Unreadable, predicted: _Predicted, station: Station, joins: _Joins) -> Concluded:
+def _conclude(part: Admitted, predicted: _Predicted, station: Station, joins: _Joins) -> Concluded:
     """Decide, number, and tell the reject gates at once."""
-    capture, recipe, prediction = item.capture, station.recipes[item.capture.recipe], predicted.prediction
+    item, recipe, prediction = part.item, part.recipe, predicted.prediction
+    capture = item.capture
     if isinstance(item, Unreadable):
         judged = judgement.refuse(item.cause, item.reason, recipe.calibration)
     elif prediction is None:
@@ -418,7 +442,7 @@ def _conclude(item: Frame | Unreadable, predicted: _Predicted, station: Station,
         station.sink.actuate(contract.encode_actuation(recipe.identity, verdict, station.actuation_ttl_s))
     else:
         station.health.came_too_late()
-    parts = joins.join(verdict)
+    parts = joins.join(verdict, recipe.identity)
     # The gates know; what takes longer comes after.
     recipe.quality.conclude(capture.part_id, decision)
     measured = None if judged.score is None else prediction
@@ -430,13 +454,16 @@ def _entry(item: Concluded) -> Entry:
     verdict = item.verdict
     payload = contract.encode_verdict(item.recipe.identity, verdict)
     capture = verdict.capture
-    return Entry(capture.station, verdict.seq, capture.id, payload, verdict.decision.outcome, capture.reply)
+    return Entry(
+        capture.station, verdict.seq, capture.id, payload, verdict.decision.outcome, capture.reply, counted(verdict)
+    )
 
 
-def _keep(keep: Callable[[], None], healths: Sequence[StationHealth], stop: Event) -> bool:
+def _keep(keep: Callable[[], None], healths: Sequence[StationHealth], stop: Event, beat: Beat) -> bool:
     """Keep verdicts however long the disk takes; False if asked to stop while it still refuses."""
     retry_s = RETRY_S[0]
     while True:
+        beat()
         try:
             keep()
         except OutboxError as error:

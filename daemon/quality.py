@@ -46,6 +46,11 @@ class StationQuality:
         if self._watches:
             self._drift = "ok"
 
+    @property
+    def calibration(self) -> Calibration:
+        """What it is compared with."""
+        return self._calibration
+
     def is_challenge(self, part_id: str) -> bool:
         """Whether a part is one of the challenge test's."""
         return self._challenge is not None and self._challenge.recognises(part_id)
@@ -94,7 +99,7 @@ class StationQuality:
                 "parts or pictures are not as they were at calibration; no threshold was moved",
                 station=self._station,
                 drift=drift,
-                **alarming,
+                alarming=alarming,
             )
         else:
             log.info("no watch alarms any more; that does not prove that the cause is gone", station=self._station)

@@ -1,13 +1,17 @@
-"""What a station can judge its parts by, and which of it is prepared."""
+"""What a station can judge its parts by, what of it is in memory, and which of it is prepared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 from calibration.calibration import Calibration
 from daemon.contract import Identity
 from daemon.quality import StationQuality
 from daemon.regions import PLAIN, Rule
 from detectors.base import Detector
+
+HELD = 8
+"""Recipes of a station that are in memory at most, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,32 +30,93 @@ class Recipe:
         return self.identity.recipe
 
 
-class Recipes:
-    """A station's recipes, all of them loaded; one is prepared. Any thread may ask, one prepares.
+Load = Callable[[], Recipe]
+"""Makes a recipe ready to judge: reads, warms up and verifies its model. Takes seconds; may raise what `build` does."""
 
-    A part is judged by the recipe that is prepared when it comes, whatever is prepared before it is judged.
+
+class Recipes:
+    """A station's recipes by name, in the order of their numbers; one is prepared. Any thread may call.
+
+    Those that were prepared last are in memory. A part is judged by the recipe that is prepared when it comes, whatever
+    is prepared before it is judged.
     """
 
-    def __init__(self, recipes: Sequence[Recipe], prepared: str | None = None) -> None:
-        """Start with the recipe of that name, or else, or if there is none such, with the first."""
-        self._recipes = {recipe.name: recipe for recipe in recipes}
-        self._current = self._recipes.get(prepared or "", recipes[0])
+    def __init__(self, loads: Mapping[str, Load], prepared: str | None = None, *, held: int = HELD) -> None:
+        """Start with the recipe of that name, or else, or if there is none such, with the first.
+
+        All are loaded once, so that a fault of any is known now.
+
+        Raises:
+            ArtifactError, CalibrationError, ConfigError: as loading does.
+        """
+        self._lock = Lock()
+        self._held = held
+        self._loads = dict(loads)
+        first = prepared if prepared in self._loads else next(iter(self._loads))
+        self._recent: dict[str, Recipe] = {}  # the least recently prepared first
+        self._known: dict[str, Identity] = {}
+        for name in [*(name for name in reversed(self._loads) if name != first), first]:
+            self._hold(self._loads[name]())
+        self._current = self._recent[first]
 
     @property
     def current(self) -> Recipe:
         """The one that is prepared."""
         return self._current
 
-    def __iter__(self) -> Iterator[Recipe]:
-        return iter(self._recipes.values())
+    @property
+    def identities(self) -> list[Identity]:
+        """Who speaks when each of them is prepared, by their numbers."""
+        with self._lock:
+            return [self._known[name] for name in self._loads]
 
-    def __getitem__(self, name: str) -> Recipe:
-        return self._recipes[name]
-
-    def find(self, name: str | None, index: int | None) -> Recipe | None:
+    def find(self, name: str | None, index: int | None) -> Identity | None:
         """The recipe of a name, or of a number from 1."""
-        return next((one for one in self if name == one.name or index == one.identity.recipe_index), None)
+        return next((one for one in self.identities if name == one.recipe or index == one.recipe_index), None)
+
+    def loaded(self, name: str) -> Recipe | None:
+        """The recipe of a name, if it is in memory."""
+        with self._lock:
+            return self._recent.get(name)
+
+    def load(self, name: str) -> Recipe:
+        """The recipe of a name, loaded if it is not in memory; nothing is changed by that.
+
+        Raises:
+            KeyError: there is none of this name any more.
+            ArtifactError, CalibrationError, ConfigError: as loading does.
+        """
+        with self._lock:
+            load, loaded = self._loads[name], self._recent.get(name)
+        return loaded or load()
 
     def prepare(self, recipe: Recipe) -> None:
         """Judge what comes from now on by it."""
-        self._current = recipe
+        with self._lock:
+            self._hold(recipe)
+            self._current = recipe
+
+    def replace(
+        self, loads: Mapping[str, Load], identities: Mapping[str, Identity], fresh: Mapping[str, Recipe]
+    ) -> None:
+        """Let others take the place of all, from the next part on. What is prepared keeps its name.
+
+        Args:
+            loads: of all the names that there are from now on, by their numbers.
+            identities: of the same.
+            fresh: what was loaded anew, verified; others that are in memory stay.
+
+        Raises:
+            KeyError: what is prepared is none of these; nothing has changed.
+        """
+        with self._lock:
+            recent = {name: fresh.get(name, recipe) for name, recipe in self._recent.items() if name in loads}
+            self._current = recent[self._current.name]
+            self._recent, self._loads, self._known = recent, dict(loads), dict(identities)
+
+    def _hold(self, recipe: Recipe) -> None:
+        self._known[recipe.name] = recipe.identity
+        self._recent.pop(recipe.name, None)
+        self._recent[recipe.name] = recipe
+        while len(self._recent) > self._held:
+            del self._recent[next(iter(self._recent))]

@@ -1,11 +1,13 @@
 """The life of the daemon: start back to front, run, stop front to back."""
 
+import faulthandler
 import fcntl
 import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +17,10 @@ import structlog
 
 from config.load import ConfigError
 from config.schema import Settings
-from daemon import pipeline, systemd
+from daemon import audit, pipeline, systemd
 from daemon.announcements import EventKind
 from daemon.assembly import Assembly
+from daemon.audit import Audit
 from daemon.channel import Channel, Overflow
 from daemon.contract import Identity, Picture
 from daemon.groups import GroupHealth
@@ -26,12 +29,15 @@ from daemon.journal import Journal
 from daemon.messages import Outcome
 from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded
+from daemon.pulse import Beat, Pulse
 from daemon.sinks.mqtt import PictureSink
 from detectors.devices import batch_size
 
 DRAIN_S = 8.0
 TICK_S = 1.0
 """How often the alarms are looked after, and systemd is told."""
+PATIENCE_S, PATIENCE_WITH_SOURCES_S, PATIENCE_WITH_BROKERS_S = 20.0, 60.0, 120.0
+"""Seconds without a sign of life after which a stage hangs: one that computes; waits for a camera; for a broker."""
 
 log = structlog.get_logger()
 
@@ -39,42 +45,58 @@ _REJECTS = (Outcome.FAIL, Outcome.UNCERTAIN, Outcome.ERROR)
 _WANTED: dict[str, Sequence[Outcome]] = {"rejects": _REJECTS, "all": tuple(Outcome), "none": ()}
 
 
-def run(settings: Settings, stop: Event) -> None:
-    """Inspect until `stop` is set or a stage fails; the first failure leaves from here.
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the daemon may be asked by signals: to stop, and to read its configuration anew."""
+
+    stop: Event = field(default_factory=Event)
+    reload: Event = field(default_factory=Event)
+
+
+def run(read: Callable[[], Settings], wishes: Wishes) -> None:
+    """Inspect, by the configuration that is read, until a stop or until a stage fails; its failure leaves from here.
 
     Raises:
         ConfigError, ArtifactError, CalibrationError: nothing was started; a person must act.
     """
+    settings = read()
     with _alone(settings.state_dir):
         outbox = Outbox(settings.state_dir / "outbox.sqlite3", max_rows=settings.mqtt.outbox_max_rows)
         try:
-            _Life(settings, outbox, stop).live()
+            _Life(settings, read, outbox, wishes).live()
         finally:
             outbox.close()
 
 
-def stop_on_signals() -> Event:
-    """Give an event that SIGTERM and SIGINT set. Main thread only."""
-    stop = Event()
+def heed_signals() -> Wishes:
+    """Stop on SIGTERM and SIGINT, reload on SIGHUP; on what kills, say where each thread was. Main thread only."""
+    wishes = Wishes()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
+        signal.signal(number, lambda *_: wishes.stop.set())
+    signal.signal(signal.SIGHUP, lambda *_: wishes.reload.set())
+    faulthandler.enable()
+    return wishes
 
 
 class _Life:
     """Stations, channels and threads of one run."""
 
-    def __init__(self, settings: Settings, outbox: Outbox, stop: Event) -> None:
+    def __init__(self, settings: Settings, read: Callable[[], Settings], outbox: Outbox, wishes: Wishes) -> None:
         self._settings = settings
+        self._read = read
         self._outbox = outbox
-        self._stop = stop
+        self._stop = wishes.stop
+        self._reload = wishes.reload
         self._boot_id = secrets.token_hex(4)
         self._failures: list[BaseException] = []
+        self._pulses: dict[str, Pulse] = {}
+        self._hanging: set[str] = set()
         self._challenges: dict[tuple[str, str], str] = {}
-        self._journal = Journal(outbox, lambda name: self._sinks[name].notify())
-        built = Assembly(settings, outbox, self._boot_id, self._journal.note)
-        self._sinks, self._stations, self._groups = built.sinks, built.stations, built.groups
-        self._pictures = PictureSink(built.broker, settings.node)
+        self._journal = Journal(outbox, Audit(settings.state_dir / audit.FILE), lambda name: self._sinks[name].notify())
+        self._assembly = Assembly(settings, outbox, self._boot_id, self._journal.note)
+        self._sinks, self._stations = self._assembly.sinks, self._assembly.stations
+        self._groups = self._assembly.groups
+        self._pictures = PictureSink(self._assembly.broker, settings.node)
 
     def live(self) -> None:
         """Start back to front, wait, stop front to back."""
@@ -86,11 +108,14 @@ class _Life:
         mqtt, groups = settings.mqtt, list(self._groups.values())
         names = [*stations, *self._groups]
 
-        sinks = [self._start(f"mqtt {name}", partial(s.run, drained, DRAIN_S)) for name, s in self._sinks.items()]
+        sinks = [
+            self._start(f"mqtt {name}", partial(sink.run, drained, DRAIN_S), PATIENCE_WITH_BROKERS_S)
+            for name, sink in self._sinks.items()
+        ]
         back = [
             self._start(
                 "pictures",
-                lambda: pipeline.illustrate(
+                lambda beat: pipeline.illustrate(
                     pictures,
                     stations,
                     self._pictures.show,
@@ -98,16 +123,20 @@ class _Life:
                     side=mqtt.overlay_side,
                     limit_bytes=mqtt.max_packet_bytes - 1024,
                     more=[*([Picture.MAP] if mqtt.maps else []), *([Picture.SOURCE] if mqtt.sources else [])],
+                    beat=beat,
                 ),
             ),
-            self._start("record", lambda: pipeline.record(concluded, stations, outbox, pictures, self._stop, groups)),
+            self._start(
+                "record",
+                lambda beat: pipeline.record(concluded, stations, outbox, pictures, self._stop, groups, beat),
+            ),
             self._start(
                 "inspect",
-                lambda: pipeline.inspect(frames, stations, concluded, batch_size(settings.device), groups),
+                lambda beat: pipeline.inspect(frames, stations, concluded, batch_size(settings.device), groups, beat),
             ),
         ]
         front = [
-            self._start(f"acquire {name}", partial(pipeline.acquire, s, frames, self._stop))
+            self._start(f"acquire {name}", partial(pipeline.acquire, s, frames, self._stop), PATIENCE_WITH_SOURCES_S)
             for name, s in stations.items()
         ]
         try:
@@ -158,14 +187,25 @@ class _Life:
             fusion = group.fusion
             what = f"views {', '.join(fusion.views)} of one {fusion.by} within {fusion.within_s:g} s"
             self._journal.note(self._identity(name), EventKind.STARTED, version("inspectd"), what)
+        renewal: Thread | None = None
         while not self._stop.wait(TICK_S):
             self._look_after_alarms()
-            systemd.status(self._summary())
+            self._look_after_stages()
+            if self._reload.is_set() and (renewal is None or not renewal.is_alive()):
+                self._reload.clear()
+                renewal = threading.Thread(target=self._renew, name="reload")
+                renewal.start()
+        if renewal is not None:
+            renewal.join()
 
-    def _start(self, name: str, stage: Callable[[], None]) -> Thread:
+    def _start(self, name: str, stage: Callable[[Beat], None], patience_s: float = PATIENCE_S) -> Thread:
+        pulse = self._pulses[name] = Pulse(patience_s)
+
         def root() -> None:
+            with suppress(OSError):  # for `top -H`; the kernel takes 15 characters
+                Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name[:15])
             try:
-                stage()
+                stage(pulse.beat)
             except BaseException as failure:  # noqa: BLE001 -- the root of a thread; it leaves from `live`
                 self._failures.append(failure)
                 self._stop.set()
@@ -186,6 +226,36 @@ class _Life:
                 self._challenges[name, recipe.name] = test.status
                 self._journal.note(self._identity(name), EventKind.CHALLENGE, test.status, test.detail)
         self._journal.deliver()
+
+    def _look_after_stages(self) -> None:
+        """Tell systemd that all stages move, or which one hangs, so that it starts the daemon afresh."""
+        hanging = {name for name, pulse in self._pulses.items() if pulse.hangs}
+        for name in hanging - self._hanging:
+            log.critical("a stage hangs; systemd restarts the service, elsewhere restart it by hand", stage=name)
+        self._hanging = hanging
+        if hanging:
+            systemd.hanging(f"hanging: {', '.join(sorted(hanging))}; {self._summary()}")
+        else:
+            systemd.alive(self._summary())
+
+    def _renew(self) -> None:
+        """Read the configuration anew; one that is wrong changes nothing. A thread's root."""
+        systemd.reloading()
+        try:
+            changes = self._assembly.reload(self._read())
+        except Exception as error:  # noqa: BLE001 -- whatever it is, what runs goes on
+            log.error("the configuration is refused; nothing is changed", reason=str(error))  # noqa: TRY400 -- no bug of ours
+            subject, lines = "refused", str(error).splitlines()
+        else:
+            log.info("the configuration is read anew", changed=changes.made, after_a_restart=changes.waiting)
+            subject = "done"
+            lines = [*changes.made, *(f"after a restart: {line}" for line in changes.waiting)] or ["nothing new"]
+        for name in self._stations:
+            others = [f"station[{other}]" for other in self._stations if other != name]
+            told = [line for line in lines if not any(other in line for other in others)]
+            if told:
+                self._journal.note(self._identity(name), EventKind.RELOAD, subject, "; ".join(told))
+        systemd.ready(self._summary())
 
     def _summary(self) -> str:
         return "; ".join(health.summary() for health in self._healths.values())

@@ -26,9 +26,9 @@ PUBACK = 0x40
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], what: str) -> T:
+def eventually(condition: Callable[[], T], what: str, patience_s: float = DEADLINE_S) -> T:
     """Wait until something holds that nobody announces."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + patience_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"still waiting for {what}"
         time.sleep(0.01)
@@ -246,12 +246,15 @@ class Subscriber:
     def of(self, leaf: str) -> list[Received]:
         return [message for message in self.messages if message.leaf == leaf]
 
-    def wait(self, condition: Callable[[], T], what: str) -> T:
+    def wait(self, condition: Callable[[], T], what: str, patience_s: float = DEADLINE_S) -> T:
         """Wait for messages until something holds."""
         with self._changed:
-            held = self._changed.wait_for(condition, DEADLINE_S)
+            held = self._changed.wait_for(condition, patience_s)
         assert held, f"still waiting for {what}; arrived: {[message.leaf for message in self.messages]}"
         return held
+
+    def publish(self, topic: str, payload: str) -> None:
+        self._client.publish(topic, payload, 1)
 
     def close(self) -> None:
         self._client.disconnect()

@@ -24,6 +24,7 @@ def main() -> None:
     options.add_argument("folder", type=Path)
     options.add_argument("state", type=Path)
     options.add_argument("--leave", action="store_true", help="keep by a ledger")
+    options.add_argument("--delete", action="store_true", help="delete what was judged")
     options.add_argument("--sidecar", action="store_true")
     options.add_argument("--idle", type=int, default=10**9, help="end after so many looks in vain")
     options.add_argument(
@@ -39,6 +40,7 @@ def main() -> None:
         chosen.folder,
         concluded=outbox.concluded,
         ledger=chosen.state / "ledger.sqlite" if chosen.leave else None,
+        delete=chosen.delete,
         settle_ms=20,
         give_up_s=2.0,
         rescan_s=chosen.rescan,

@@ -24,7 +24,7 @@ from daemon.images import MAX_PIXELS, MAX_SIDE
 from daemon.messages import Capture, Clock, Decision, Latency, Outcome, Reason, Trigger, Verdict, View
 from daemon.regions import Region
 from daemon.requests import Action, Code
-from daemon.stats import Drop, Latencies, Stats
+from daemon.stats import Drop, Latencies, Percentiles, Stats, Window
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,6 +60,7 @@ FAILED = replace(
     PASSED,
     decision=Decision(Outcome.FAIL, Reason.SCORE_ABOVE_THRESHOLD, "", 0.91875, 0.001, 0.5, 0.75),
     regions=(Region(412, 96, 40, 25, 731.5, 1.8375, 1.40625), Region(0, 600, 8, 8, 64.0, 1.1, 1.0625)),
+    image_ref="top/2026-11-22/FAIL/01JDA5ZK3V9Q4W8R7T6Y5M2N1P_SN-00091827364.png",
 )
 UNCERTAIN = replace(
     PASSED,
@@ -132,18 +133,21 @@ STATS = Stats(
     since=AT - timedelta(hours=9),
     outcomes={Outcome.PASS: 6990, Outcome.FAIL: 7, Outcome.UNCERTAIN: 2, Outcome.ERROR: 1},
     dropped={Drop.QUEUE: 3, Drop.INCOMPLETE: 0, Drop.MISSED: 1, Drop.DUPLICATE: 0},
+    answered=11,
+    trigger_errors=2,
     pending=2,
     too_late=4,
     rate_per_min=13.0,
-    latencies=Latencies(181.5, 10_000_000.0, 249.9994, 244.0, 310.25, 402.0625),
+    latencies=Latencies(181.5, 10_000_000.0, 249.9994),
+    percentiles=Percentiles(244.0, 310.25, 402.0625),
 )
-UNUSED = Stats(AT, dict.fromkeys(Outcome, 0), dict.fromkeys(Drop, 0), 0, 0, 0.0, None)
+UNUSED = Stats(AT, dict.fromkeys(Outcome, 0), dict.fromkeys(Drop, 0))
 ALARM = Alarm(
     AlarmId.CAMERA_OFFLINE, "01JDA5ZK3V9Q4W8R7T6Y5M2N1Q", "/srv/press/top is away", AT - timedelta(minutes=3), 2
 )
 DRIFTING = Alarm(AlarmId.DRIFT, "01JDA5ZK3V9Q4W8R7T6Y5M2N1R", "light", AT - timedelta(hours=1), 1)
 GAP = Event("01JDA5ZK3V9Q4W8R7T6Y5M2N1S", EventKind.GAP, "", "the outbox is full", AT, 183_004, 183_120)
-STARTED = Event("01JDA5ZK3V9Q4W8R7T6Y5M2N1T", EventKind.STARTED, "0.1.0", "", AT)
+STARTED = Event("01JDA5ZK3V9Q4W8R7T6Y5M2N1T", EventKind.STARTED, "0.1.0", "", AT, chain=32 * "5e")
 
 PAYLOADS: dict[str, Callable[[], bytes]] = {
     "verdict_pass.json": lambda: contract.encode_verdict(IDENTITY, PASSED),
@@ -169,6 +173,7 @@ PAYLOADS: dict[str, Callable[[], bytes]] = {
     "birth.json": lambda: announcements.encode_birth(IDENTITY, BIRTH, AT).payload,
     "stats.json": lambda: announcements.encode_stats(IDENTITY, STATS, AT).payload,
     "stats_none.json": lambda: announcements.encode_stats(IDENTITY, UNUSED, AT).payload,
+    "stats_total.json": lambda: announcements.encode_stats(IDENTITY, STATS, AT, Window.TOTAL).payload,
     "alarm_active.json": lambda: announcements.encode_alarm(IDENTITY, Change(ALARM, active=True), AT).payload,
     "alarm_cleared.json": lambda: announcements.encode_alarm(IDENTITY, Change(ALARM, active=False), AT).payload,
     "alarms.json": lambda: announcements.encode_active(IDENTITY, [ALARM, DRIFTING], AT).payload,
@@ -236,7 +241,8 @@ births = st.builds(
     st.lists(st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=32), min_size=1, max_size=24),
     st.just(list(Action)),
 )
-latencies = st.builds(Latencies, measured, measured, measured, measured, measured, measured)
+latencies = st.builds(Latencies, measured, measured, measured)
+percentiles = st.builds(Percentiles, measured, measured, measured)
 figures = st.builds(
     Stats,
     moments,
@@ -244,15 +250,19 @@ figures = st.builds(
     st.fixed_dictionaries(dict.fromkeys(Drop, counts)),
     counts,
     counts,
+    counts,
+    counts,
     st.floats(0, 1e6),
     st.none() | latencies,
+    st.none() | percentiles,
 )
 alarms = st.builds(Alarm, st.sampled_from(AlarmId), st.just("0" * 26), texts, moments, counts)
 changes = st.builds(Change, alarms, st.booleans())
 everything_wrong = st.tuples(
     *(st.builds(Alarm, st.just(i), st.just("0" * 26), texts, moments, counts) for i in DEFINITIONS)
 )
-events = st.builds(Event, st.just("0" * 26), st.sampled_from(EventKind), texts, texts, moments, counts, counts)
+chains = st.sampled_from(["", 64 * "f"])
+events = st.builds(Event, st.just("0" * 26), st.sampled_from(EventKind), texts, texts, moments, counts, counts, chains)
 scalars = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=64), st.integers(-(2**53) + 1, 2**53 - 1), st.booleans(), measured
 )
@@ -292,9 +302,9 @@ def verdicts(draw: st.DrawFn) -> Verdict:
     )
     latency = Latency(draw(measured), draw(measured), draw(measured))
     found = tuple(draw(st.lists(regions, max_size=9)))
-    return Verdict(
-        draw(st.integers(1, 2**53 - 1)), capture, decision, draw(moments), latency, found, draw(st.booleans())
-    )
+    image_ref = draw(st.text(characters, max_size=200))
+    number, challenge = draw(st.integers(1, 2**53 - 1)), draw(st.booleans())
+    return Verdict(number, capture, decision, draw(moments), latency, found, challenge, image_ref=image_ref)
 
 
 views = st.builds(

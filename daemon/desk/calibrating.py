@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from calibration import store
+from calibration import golden, store
 from calibration.calibration import (
     CONFIDENCE,
     Appearance,
@@ -122,6 +122,8 @@ def calibrate(
             target.fitting(present, lens.fingerprint)
         survey = _survey(detector, lens, digests, groups, present if add else None)
         found = _fit(target, detector, lens, survey, how, by)
+        if not what_if:
+            _keep_golden(target, detector, lens, list(digests), survey, found)
     elif present is not None and what_if:
         found = asked_again(present, **asdict(how))
     else:
@@ -141,8 +143,10 @@ def calibrate_new(model: Path, held: Sequence[Path], alpha: float, device: Devic
     target = model_alone(model, device)
     detector = target.detector()
     lens = target.lens(held)
-    survey = _survey(detector, lens, _each_once(held, ()), [], None)
+    digests = _each_once(held, ())
+    survey = _survey(detector, lens, digests, [], None)
     calibration = _fit(target, detector, lens, survey, _How(alpha), None)
+    _keep_golden(target, detector, lens, list(digests), survey, calibration)
     out.print(describe(calibration), markup=False, soft_wrap=True)
     _put_in_force(calibration, target)
 
@@ -223,7 +227,7 @@ def accept(
     page = _write_card(chosen, target)
     store.accept(target.path, calibration_id)
     store.proposal(target.path).with_suffix(".html").unlink(missing_ok=True)
-    _tell(chosen, page)
+    _tell(chosen, page, target)
 
 
 @calibrations.command("roll-back")
@@ -307,30 +311,50 @@ def _fit(target: Target, detector: Detector, lens: Lens, survey: _Survey, how: _
     )
 
 
+def _keep_golden(
+    target: Target, detector: Detector, lens: Lens, paths: Sequence[Path], survey: _Survey, calibration: Calibration
+) -> None:
+    """Keep some of the images with their scores, before the calibration is written: none shall be without them."""
+    scores = survey.scores[-len(paths) :]  # after those of the calibration in force, which are added
+    chosen = golden.spread(scores)
+    # Read once more, as all images together may not fit into memory, and scored once more, as files may change.
+    pictures = tuple(lens.read(paths[place]) for place in chosen)
+    kept = golden.Golden(calibration, pictures, tuple(scores[place] for place in chosen))
+    kept.verify([detector.predict([image])[0].anomaly_score for image in pictures])
+    file = golden.save(kept, target.path)
+    size = file.stat().st_size / 1e6
+    out.print(f"Golden set: {len(chosen)} images, {size:.1f} MB, in {file}", markup=False, soft_wrap=True)
+
+
 def _put_in_force(calibration: Calibration, target: Target) -> None:
     page = _write_card(calibration, target)
     store.install(calibration, target.path)
-    _tell(calibration, page)
+    _tell(calibration, page, target)
 
 
 def _write_card(calibration: Calibration, target: Target) -> Path:
     """Write the card of what is about to come into force and will be loaded: none shall be in force without it."""
     made = calibration.provenance.framing
     target.fitting(calibration, made if target.framing is None else target.framing.fingerprint)
+    golden.load(target.path, calibration)  # refused now rather than at the next start
     return card.write(calibration, target.path.with_suffix(".html"), model_name=target.model.name)
 
 
-def _tell(calibration: Calibration, page: Path) -> None:
+def _tell(calibration: Calibration, page: Path, target: Target) -> None:
     out.print(
         f"In force: {calibration.id}, from the next start of the daemon on. Card to sign: {page}",
         markup=False,
         soft_wrap=True,
     )
+    if not golden.place(target.path, calibration.id).exists():
+        out.print("It has no golden set, so no loaded model is verified by it; `inspectd calibrate` makes one.")
 
 
 def _propose(calibration: Calibration, present: Calibration, target: Target) -> None:
-    if store.proposal(target.path).exists():
+    waiting = store.proposal(target.path)
+    if waiting.exists():
         out.print("The proposal that was waiting is replaced.")
+        _forget_golden(waiting, target)
     proposal = store.propose(calibration, target.path)
     page = card.write(calibration, proposal.with_suffix(".html"), model_name=target.model.name)
     out.print(describe(calibration), markup=False, soft_wrap=True)
@@ -341,6 +365,16 @@ def _propose(calibration: Calibration, present: Calibration, target: Target) -> 
         markup=False,
         soft_wrap=True,
     )
+
+
+def _forget_golden(waiting: Path, target: Target) -> None:
+    """Take away the golden set of a proposal that is about to be replaced, unless it has come into force."""
+    try:
+        replaced = store.read(waiting).id
+    except CalibrationError:  # torn: whose set it was is not known, and one too many does no harm
+        return
+    if replaced not in {one.id for one in store.history(target.path)}:
+        golden.discard(target.path, replaced)
 
 
 def _comparison(present: Calibration, proposed: Calibration) -> Table:

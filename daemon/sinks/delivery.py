@@ -270,6 +270,7 @@ class Delivery:
             reason=why,
             leaf=leaf,
             seq=seq,
+            **({"id": message.id} if isinstance(message, Entry) else {}),
             quarantined=self._outbox.quarantined(self._identity.station),
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from threading import Event, Lock
+from typing import Protocol
 
 import structlog
 from paho.mqtt.client import MQTTMessageInfo
@@ -14,6 +15,7 @@ from daemon import contract
 from daemon.contract import Identity, Message
 from daemon.link import GOODBYE_S, Broker, DeliveryError, Link
 from daemon.outbox import Outbox, OutboxError
+from daemon.pulse import Beat, unwatched
 from daemon.requests import REQUEST, TRIGGER, Received
 from daemon.sinks.delivery import Board, Carried, Delivery
 
@@ -25,8 +27,16 @@ BACKOFF_S = (0.5, 30.0)
 """Seconds of the first and the longest pause before another attempt."""
 PICTURE_RETRY_S = 5.0
 
-Obey = Callable[[Received, Callable[[Message], None]], bool]
-"""Obeys a command, answering by the function that it is given; True if all that is retained is to be shown anew."""
+
+class Commands(Protocol):
+    """What obeys a station's commands, in the sink's thread, and answers by the function that it is given."""
+
+    def obey(self, received: Received, send: Callable[[Message], None]) -> bool:
+        """Obey one; True if all that is retained is to be shown anew."""
+
+    def conclude(self, send: Callable[[Message], None]) -> None:
+        """Answer those that have taken longer, now that they are done."""
+
 
 log = structlog.get_logger()
 
@@ -35,8 +45,8 @@ class StationSink:
     """One station's session: presence, state, the record, the reject gate's message, and the commands.
 
     `broker` is asked anew before each connection, so that passwords and certificates may be replaced meanwhile; it may
-    raise DeliveryError. Without `obey` nobody listens for commands. `run` belongs to one thread; `actuate` and `notify`
-    may come from any.
+    raise DeliveryError. Without `commands` nobody listens for any. `run` belongs to one thread; all else may come from
+    any.
     """
 
     def __init__(
@@ -47,7 +57,7 @@ class StationSink:
         *,
         halted: Callable[[], Message],
         boards: Sequence[Board],
-        obey: Obey | None,
+        commands: Commands | None,
         actuation_ttl_s: float,
         replay_rate: int = REPLAY_RATE,
         backoff_s: tuple[float, float] = BACKOFF_S,
@@ -57,12 +67,13 @@ class StationSink:
         self._outbox = outbox
         self._halted = halted
         self._boards = boards
-        self._obey = obey
+        self._commands = commands
         self._ttl_s = actuation_ttl_s
         self._replay_rate = replay_rate
         self._backoff_s = backoff_s
-        self._asked = () if obey is None else tuple(identity.topic(leaf) for leaf in (REQUEST, TRIGGER))
+        self._asked = () if commands is None else tuple(identity.topic(leaf) for leaf in (REQUEST, TRIGGER))
         self._carried = Carried()
+        self._stale = Event()
         self._link: Link | None = None
         self._gate: list[tuple[MQTTMessageInfo, float]] = []
         self._gate_lock = Lock()
@@ -96,7 +107,12 @@ class StationSink:
         if link is not None:
             link.wake()
 
-    def run(self, stop: Event, drain_s: float) -> None:
+    def reconnect(self) -> None:
+        """Sign in anew, with what `broker` says by now; the gate hears nothing for a moment."""
+        self._stale.set()
+        self.notify()
+
+    def run(self, stop: Event, drain_s: float, beat: Beat = unwatched) -> None:
         """Deliver until `stop`, then until the outbox is empty or `drain_s` is over.
 
         A lost broker is sought again as often as it takes, but not after `stop`: what is left waits in the outbox. What
@@ -106,9 +122,10 @@ class StationSink:
             self._outbox.release(self._identity.station)
         attempt = 0
         while True:
+            beat()
             began = time.monotonic()
             try:
-                self._use_connection(stop, drain_s)
+                self._use_connection(stop, drain_s, beat)
             except DeliveryError as error:
                 self._complain(str(error))
                 # A connection that is lost at once is no better than none, so only a long one starts from the shortest.
@@ -116,9 +133,11 @@ class StationSink:
                 if stop.wait(self._pause_s(attempt, refused=error.refused)):
                     return
             else:
-                return
+                if stop.is_set():
+                    return
 
-    def _use_connection(self, stop: Event, drain_s: float) -> None:
+    def _use_connection(self, stop: Event, drain_s: float, beat: Beat) -> None:
+        self._stale.clear()
         broker = self._broker()
         link = Link(broker, self._client_id, self._status(online=False, reason="lost"))
         self._said = ""
@@ -135,7 +154,7 @@ class StationSink:
                 patience_s=2 * broker.keepalive_s,
             )
             try:
-                self._deliver(delivery, stop, drain_s)
+                self._deliver(delivery, stop, drain_s, beat)
             finally:
                 delivery.break_off()
         except DeliveryError as error:
@@ -145,29 +164,38 @@ class StationSink:
                 self._link, self._gate = None, []
             link.close()
 
-    def _deliver(self, delivery: Delivery, stop: Event, drain_s: float) -> None:
-        """Use one connection until it is lost (DeliveryError) or the work is done."""
+    def _deliver(self, delivery: Delivery, stop: Event, drain_s: float, beat: Beat) -> None:
+        """Use one connection until it is lost (DeliveryError), is to be made anew, or the work is done."""
         for topic in self._asked:
             delivery.link.subscribe(topic)
         delivery.show(self._boards)
         delivery.link.publish(self._status(online=True, reason="running"))
+        leaving = True
         try:
             while not stop.is_set() or drain_s > 0:
+                beat()
                 began = time.monotonic()
                 self._hear(delivery)
                 delivery.send_record()
                 delivery.show(self._boards)
                 if stop.is_set() and delivery.complete:
                     break
+                if self._stale.is_set() and not stop.is_set():
+                    leaving = False
+                    break
                 delivery.settle()
                 if stop.is_set():
                     drain_s -= time.monotonic() - began
         finally:
             with suppress(DeliveryError):
-                delivery.link.publish(self._halted())
-                # Once this is acknowledged, no answer is on its way that could reset the closed connection: a reset
-                # makes the broker publish the will.
-                delivery.link.publish(self._status(online=False, reason="stopped")).wait_for_publish(GOODBYE_S)
+                if leaving:
+                    self._say_goodbye(delivery)
+
+    def _say_goodbye(self, delivery: Delivery) -> None:
+        delivery.link.publish(self._halted())
+        # Once this is acknowledged, no answer is on its way that could reset the closed connection: a reset makes the
+        # broker publish the will.
+        delivery.link.publish(self._status(online=False, reason="stopped")).wait_for_publish(GOODBYE_S)
 
     def _hear(self, delivery: Delivery) -> None:
         """Obey what has come; without commands the station inspects as ever."""
@@ -183,17 +211,19 @@ class StationSink:
                 station=self._identity.station,
                 count=overflown,
             )
-        for received in delivery.link.take_received():
-            if received.topic in self._asked:  # amqtt has been seen to deliver what others subscribed to
-                self._answer(received, delivery)
+        if self._commands is not None:
+            self._obey(self._commands, delivery)
 
-    def _answer(self, received: Received, delivery: Delivery) -> None:
+    def _obey(self, commands: Commands, delivery: Delivery) -> None:
         def send(message: Message) -> None:
             with suppress(DeliveryError):  # whoever asked hears nothing, and asks again under the same id
                 delivery.link.publish(message)
 
-        if self._obey is not None and self._obey(received, send):
-            delivery.forget_boards()
+        for received in delivery.link.take_received():
+            # amqtt has been seen to deliver what others subscribed to
+            if received.topic in self._asked and commands.obey(received, send):
+                delivery.forget_boards()
+        commands.conclude(send)
 
     @property
     def _client_id(self) -> str:

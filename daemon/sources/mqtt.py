@@ -218,7 +218,13 @@ class MqttSource:
         received = delivered.received
         label, fault = labels.by_properties([(key, value) for key, value in delivered.said if key != "id"])
         if fault:
-            log.warning("what the properties of an image say is left out", station=self._identity.station, reason=fault)
+            log.warning(
+                "what the properties of an image say is left out",
+                station=self._identity.station,
+                part=label.part_id,
+                id=capture_id,
+                reason=fault,
+            )
         capture = Capture(
             id=capture_id,
             station=self._identity.station,

@@ -128,7 +128,7 @@ def like(idle: Station, broker: Broker, outbox: Outbox, replay_rate: int) -> Sta
         IDENTITY,
         outbox,
         halted=lambda: encode_state(IDENTITY, idle.condition, datetime.now(UTC)),
-        obey=lambda _, __: False,
+        commands=None,
         boards=[state_board(lambda: IDENTITY, lambda: idle.condition)],
         actuation_ttl_s=2.0,
         replay_rate=replay_rate,
@@ -163,7 +163,7 @@ def live(folder: Path, broker: Broker, parts: int) -> float:
         cam.recipes.current.identity,
         outbox,
         halted=lambda: encode_state(IDENTITY, idle.condition, datetime.now(UTC)),
-        obey=lambda _, __: False,
+        commands=None,
         boards=[state_board(lambda: IDENTITY, lambda: idle.condition)],
         actuation_ttl_s=2.0,
         replay_rate=UNBOUNDED,
@@ -173,7 +173,7 @@ def live(folder: Path, broker: Broker, parts: int) -> float:
         for thread in line.threads:
             thread.start()
         for number in range(parts):
-            line.frames.put(cam.name, Frame(capture(number), image))
+            line.put(Frame(capture(number), image))
         line.frames.close()
         line.join()
         wait_for(ear, parts)

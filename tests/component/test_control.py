@@ -31,17 +31,17 @@ from daemon.contract import Identity, Message, encode_state
 from daemon.control import Control, standing, unkept
 from daemon.execution import UNACKNOWLEDGED, Execution, Mode
 from daemon.health import StationHealth
-from daemon.messages import Capture, Frame, Unreadable
+from daemon.messages import Capture, Frame, Outcome, Unreadable
 from daemon.outbox import ANSWERS_KEPT_S, Answer, Outbox, OutboxError, Promise
 from daemon.pipeline import Concluded, Station
 from daemon.quality import StationQuality
-from daemon.recipes import Recipe, Recipes
+from daemon.recipes import Load, Recipe, Recipes
 from daemon.requests import REQUEST, REQUEST_LIMIT, RESPONSE, TRIGGER, Action, Code, Received
 from daemon.sinks.mqtt import StationSink
 from daemon.sources.base import ALWAYS, Demand
 from daemon.sources.folder.source import FolderSource
-from daemon.stats import Drop
-from detectors.base import Image
+from daemon.stats import Drop, Window
+from detectors.base import ArtifactError, Image
 from detectors.template import TemplateDetector
 from tests.brokers import DEADLINE_S, HOST, Broker
 
@@ -59,12 +59,10 @@ class FullDisk(Outbox):
 
     full = True
 
-    def answer(
-        self, answer: Answer, promise: Promise | None = None, *, recipe: str | None = None, mode: str | None = None
-    ) -> None:
+    def answer(self, answer: Answer, promise: Promise | None = None, **more: Any) -> None:
         if self.full:
             raise OutboxError("disk full")
-        super().answer(answer, promise, recipe=recipe, mode=mode)
+        super().answer(answer, promise, **more)
 
 
 class Cell:
@@ -79,13 +77,15 @@ class Cell:
         acknowledged: bool = False,
         outbox: Outbox | None = None,
         tested: bool = False,
+        held: int = 8,
     ) -> None:
         self.incoming = folder / "incoming"
         self.incoming.mkdir(exist_ok=True)
         self.outbox = outbox or Outbox(folder / "outbox.sqlite3")
         self.recipes = Recipes(
-            [_recipe(index, name, folder, tested=tested) for index, name in enumerate(LIKE, 1)],
+            {name: partial(_recipe, index, name, folder, tested=tested) for index, name in enumerate(LIKE, 1)},
             self.outbox.prepared("top"),
+            held=held,
         )
         last_seq = self.outbox.last_seq("top")
         self.execution = Execution(
@@ -96,7 +96,7 @@ class Cell:
             acknowledged=acknowledged,
             aborted=unkept(self.outbox, "top"),
         )
-        self.health = StationHealth("top", last_seq, self.recipes, self.execution)
+        self.health = StationHealth("top", last_seq, self.recipes, self.execution, self.outbox.counters("top"))
         self.health.source_is(available=True)
         self.control = Control(self.identity, self.execution, self.recipes, self.health, self.outbox, self._note)
 
@@ -144,12 +144,14 @@ class Cell:
             self.outbox,
             halted=lambda: encode_state(self.identity, self.health.state(0), datetime.now(UTC)),
             boards=[
-                boards.birth_board(lambda: self.identity, Birth("1", "folder", "", 1, 1, "", (), tuple(LIKE), ())),
+                boards.birth_board(
+                    lambda: self.identity, lambda: Birth("1", "folder", "", 1, 1, "", (), tuple(LIKE), ())
+                ),
                 boards.state_board(lambda: self.identity, lambda: self.health.state(0)),
-                boards.quality_board(self.identity, self.health.quality.report),
+                boards.quality_board(lambda: self.identity, self.health.quality.report),
                 boards.alarms_board(self.identity, self.health.alarms.active),
             ],
-            obey=self.control.obey,
+            commands=self.control,
             actuation_ttl_s=DEADLINE_S,
             backoff_s=(0.02, 0.1),
         )
@@ -189,7 +191,7 @@ class Cell:
             assert not [thread for thread in threads if thread.is_alive()]
             assert failures == []
 
-    def _note(self, kind: EventKind, subject: str, detail: str) -> None:
+    def _note(self, kind: EventKind, subject: str, detail: str, _user: str) -> None:
         at = datetime.now(UTC)
         self.outbox.tell(
             "top", "event", encode_event(self.identity, Noted(str(ULID()), kind, subject, detail, at)).payload
@@ -546,10 +548,10 @@ def test_the_part_of_a_trigger_is_found_behind_a_folder_of_older_files_which_sta
 
 def test_a_station_whose_prepared_recipe_is_gone_is_halted(cell: Callable[..., Cell]) -> None:
     made = cell()
-    second = list(made.recipes)[1]
-    assert made.do("prepare_recipe", recipe=second.name)["code"] == 0
+    first, second = made.recipes.identities
+    assert made.do("prepare_recipe", recipe=second.recipe)["code"] == 0
     assert standing(made.outbox, "top", Mode.CONTINUOUS, made.recipes) is Mode.CONTINUOUS
-    without = Recipes([recipe for recipe in made.recipes if recipe is not second], second.name)
+    without = Recipes({first.recipe: partial(made.recipes.load, first.recipe)}, second.recipe)
     assert standing(made.outbox, "top", Mode.CONTINUOUS, without) is Mode.HALTED
 
 
@@ -864,6 +866,38 @@ def test_figures_begin_anew_on_demand(cell: Callable[..., Cell]) -> None:
     since = made.health.counters.snapshot(datetime.now(UTC)).since
     assert made.do("reset_stats", "r")["code"] == 0
     assert made.health.counters.snapshot(datetime.now(UTC)).since > since
+    assert made.health.counters.figures.total.since == since
+
+
+def test_figures_that_begin_anew_tell_the_old_ones_once_with_the_numbers_of_their_verdicts(
+    cell: Callable[..., Cell],
+) -> None:
+    made = cell(mode=CONTINUOUS)
+    conveyed(made, *[partial(came, f"part{n}", image) for n, image in enumerate((GOOD, BAD, GOOD))])
+    for _ in range(2):
+        assert made.do("reset_stats", "r")["code"] == 0
+    (told,) = [event for event in made.events() if event["kind"] == "shift"]
+    assert (told["subject"], told["first_seq"], told["last_seq"]) == ("reset_stats", 1, 3)
+    assert " inspected=3 pass=2 fail=1 uncertain=0 error=0 dropped=0 " in told["detail"]
+    now = datetime.now(UTC)
+    assert made.health.counters.snapshot(now).inspected == 0
+    assert made.health.counters.snapshot(now, Window.TOTAL).inspected == made.outbox.last_seq("top") == 3
+    assert made.do("reset_stats", "again")["code"] == 0
+    empty = [event for event in made.events() if event["kind"] == "shift"][-1]
+    assert (empty["first_seq"], empty["last_seq"]) == (0, 0)
+
+
+def test_triggers_are_answered_or_errors_and_a_verdict_is_counted_once(cell: Callable[..., Cell]) -> None:
+    made = cell()
+    for name in ("one", "busy"):  # the second comes while the first waits
+        made.do("trigger", name)
+    assert [v["reason"] for v in conveyed(made, partial(came, "one", GOOD))] == ["none", "trigger_while_busy"]
+    made.do("trigger", "aborted")
+    made.do("abort")
+    made.execution.admit(None)
+    stats = made.health.counters.snapshot(datetime.now(UTC))
+    assert (stats.triggers, stats.answered, stats.trigger_errors) == (2, 1, 1)
+    assert (stats.inspected, stats.outcomes[Outcome.ERROR]) == (2, 1)
 
 
 def test_a_challenge_test_begins_on_demand_where_there_is_one(cell: Callable[..., Cell]) -> None:
@@ -886,8 +920,9 @@ def test_commands_that_change_the_station_leave_an_event_with_the_user_and_other
             made.execution.admit(came("one", GOOD))
         for _ in range(2):  # what comes again leaves no second event
             made.ask({"cmd_id": action.value, "action": action, "args": args.get(action, {}), "user": "m.weber"})
-    told = {event["subject"]: event["detail"] for event in made.events()}
-    assert len(told) == len(made.events())
+    commands = [event for event in made.events() if event["kind"] == "command"]
+    told = {event["subject"]: event["detail"] for event in commands}
+    assert len(told) == len(commands)
     changing = {"start", "stop", "abort", "halt", "reset", "prepare_recipe", "reset_stats", "challenge"}
     assert set(told) == changing
     assert told["prepare_recipe"].endswith("by m.weber: 2 rings")
@@ -961,6 +996,92 @@ def test_too_many_triggers_are_answered_without_a_promise_and_may_be_repeated(ce
     assert seqs == list(range(1, 65))
     over = made.do("trigger", "over")
     assert (over["code"], over["seq"]) == (10, 0)
-    assert made.health.counters.snapshot(datetime.now(UTC)).dropped
+    stats = made.health.counters.snapshot(datetime.now(UTC))
+    assert (stats.triggers, stats.trigger_errors, stats.dropped[Drop.MISSED], stats.inspected) == (1, 1, 1, 0)
     made.execution.admit(came("one", GOOD))
     assert made.do("trigger", "over")["seq"] == 65
+
+
+def slowly(made: Cell) -> Event:
+    """Let a cell's second recipe be loaded only when the event that is given is set."""
+    may = Event()
+    recipe = _recipe(2, "rings", made.incoming.parent, tested=False)
+
+    def load() -> Recipe:
+        assert may.wait(DEADLINE_S)
+        return recipe
+
+    first, second = made.recipes.identities
+    loads: dict[str, Load] = {first.recipe: partial(made.recipes.load, first.recipe), second.recipe: load}
+    made.recipes.replace(loads, {first.recipe: first, second.recipe: recipe.identity}, {})
+    return may
+
+
+def concluded_answers(made: Cell) -> list[dict[str, Any]]:
+    """What is answered once what was being loaded is there."""
+    sent: list[Message] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while not sent and time.monotonic() < deadline:
+        made.control.conclude(sent.append)
+    return [json.loads(message.payload) for message in sent]
+
+
+def test_a_recipe_that_is_not_in_memory_is_loaded_while_the_station_goes_on_and_prepared_then(
+    cell: Callable[..., Cell],
+) -> None:
+    made = cell(held=1, mode=Mode.CONTINUOUS)
+    may = slowly(made)
+    assert made.do("prepare_recipe", "p", recipe="rings")["result"] == "ACCEPTED"
+    assert made.do("prepare_recipe", "p", recipe="rings")["result"] == "ACCEPTED"
+    assert made.do("prepare_recipe", "q", recipe="plates")["result"] == "BUSY"
+    assert made.do("get_state")["result"] == "DONE"
+    assert made.recipes.current.name == "plates"
+    may.set()
+    (answer,) = concluded_answers(made)
+    assert (answer["cmd_id"], answer["result"], answer["message"]) == ("p", "DONE", "2 rings")
+    assert made.recipes.current.name == "rings"
+    assert made.recipes.loaded("plates") is None
+    assert made.outbox.prepared("top") == "rings"
+    assert made.do("prepare_recipe", "p", recipe="rings")["result"] == "DONE"
+
+
+def test_a_recipe_that_cannot_be_loaded_leaves_the_station_with_what_it_has(cell: Callable[..., Cell]) -> None:
+    made = cell(held=1)
+    first, second = made.recipes.identities
+
+    def fail() -> Recipe:
+        raise ArtifactError("weights.safetensors is truncated")
+
+    loads: dict[str, Load] = {first.recipe: partial(made.recipes.load, first.recipe), second.recipe: fail}
+    made.recipes.replace(loads, {first.recipe: first, second.recipe: second}, {})
+    assert made.do("prepare_recipe", "p", recipe="rings")["result"] == "ACCEPTED"
+    (answer,) = concluded_answers(made)
+    assert answer["result"] == "INTERNAL"
+    assert "weights.safetensors is truncated" in answer["message"]
+    assert (made.recipes.current.name, made.outbox.prepared("top")) == ("plates", None)
+
+
+def test_a_recipe_that_was_loaded_waits_for_the_part_of_a_trigger(cell: Callable[..., Cell]) -> None:
+    made = cell(held=1)
+    may = slowly(made)
+    assert made.do("prepare_recipe", "p", recipe="rings")["result"] == "ACCEPTED"
+    assert made.do("trigger", "t")["result"] == "ACCEPTED"
+    may.set()
+    time.sleep(QUIET_S)
+    sent: list[Message] = []
+    made.control.conclude(sent.append)
+    assert sent == []
+    assert [v["recipe"] for v in conveyed(made, partial(came, "one", GOOD))] == ["plates"]
+    assert [answer["result"] for answer in concluded_answers(made)] == ["DONE"]
+
+
+def test_a_plc_hears_of_a_recipe_that_had_to_be_loaded(
+    cell: Callable[..., Cell], mosquitto: Callable[..., Broker]
+) -> None:
+    made = cell(held=1)
+    may = slowly(made)
+    with talking(made, mosquitto()) as plc:
+        assert plc.ask({"cmd_id": "p", "action": "prepare_recipe", "args": {"index": 2}})["result"] == "ACCEPTED"
+        may.set()
+        plc.wait(lambda: plc.of("cmd/response")[-1]["result"] == "DONE", "the recipe to be prepared")
+        plc.wait(lambda: plc.of("state")[-1]["recipe"] == "rings", "the state to say so")

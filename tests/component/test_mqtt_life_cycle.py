@@ -573,6 +573,29 @@ def test_a_password_that_is_changed_on_both_sides_is_used_at_the_next_connection
     assert NEW not in str(logs)
 
 
+def test_a_station_that_is_to_sign_in_anew_uses_the_new_password_and_never_seems_away(
+    tmp_path: Path, mosquitto: Callable[..., Broker], passwords: Path
+) -> None:
+    admit(passwords, OLD)
+    broker = mosquitto(f"password_file {passwords}\nallow_anonymous true")
+    file, account = with_password(tmp_path, broker, OLD)
+    subscriber = Subscriber(broker.port, "inspectd/top/#")
+    with station(tmp_path, account) as working:
+        working.keep(1)
+        working.empty()
+        put(file, NEW)
+        admit(passwords, NEW)
+        broker.reload()
+        working.sink.reconnect()
+        subscriber.wait(lambda: len(subscriber.of("status")) >= 2, "the station to say again that it is there")  # noqa: PLR2004 -- once each
+        working.keep(1)
+        working.empty()
+        assert {message.content["online"] for message in subscriber.of("status")} == {True}
+        assert "Halted" not in {message.content["state"] for message in subscriber.of("state")}
+    subscriber.close()
+    assert len(logins(tmp_path)) == 2
+
+
 def shown(pictures: PictureSink) -> bool:
     before = pictures.dropped
     pictures.show(picture(10))

@@ -30,7 +30,8 @@ from daemon.contract import Identity, Message, Picture, Quality, StationState
 from daemon.link import DeliveryError, Link
 from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
 from daemon.outbox import Entry, Outbox, OutboxError
-from daemon.sinks.mqtt import Obey, PictureSink, StationSink
+from daemon.requests import Received
+from daemon.sinks.mqtt import PictureSink, StationSink
 from tests.brokers import (
     DEADLINE_S,
     HOST,
@@ -76,6 +77,20 @@ def nobody() -> link.Broker:
     return link.Broker(HOST, free_port())
 
 
+Send = Callable[[Message], None]
+Obey = Callable[[Received, Send], bool]
+
+
+class Obeying:
+    """Obeys by a function, at once."""
+
+    def __init__(self, obey: Obey) -> None:
+        self.obey = obey
+
+    def conclude(self, send: Send) -> None:
+        """Nothing takes longer."""
+
+
 class Station:
     """A sink at work in its thread, on an outbox of its own."""
 
@@ -101,9 +116,9 @@ class Station:
             halted=lambda: contract.encode_state(IDENTITY, replace(self.condition, state="Halted"), datetime.now(UTC)),
             boards=[
                 state_board(lambda: IDENTITY, lambda: self.condition),
-                quality_board(IDENTITY, lambda: self.quality),
+                quality_board(lambda: IDENTITY, lambda: self.quality),
             ],
-            obey=obey,
+            commands=Obeying(obey),
             actuation_ttl_s=ttl_s,
             replay_rate=replay_rate,
             backoff_s=backoff_s,

@@ -23,11 +23,12 @@ from daemon.groups import GroupHealth
 from daemon.health import StationHealth
 from daemon.messages import Capture, Frame, Outcome, Reason, Unreadable
 from daemon.outbox import Entry, Outbox, OutboxError
-from daemon.pipeline import Concluded, Group, Station
+from daemon.pipeline import Admitted, Concluded, Group, Station
 from daemon.quality import StationQuality
 from daemon.recipes import Recipe, Recipes
 from daemon.regions import PLAIN, RegionDetector, Rule
 from daemon.sources.base import ALWAYS, Demand
+from daemon.stats import Counters, Window, begun
 from detectors.base import Detector, DeviceLostError, Image, Prediction
 from detectors.template import TemplateDetector
 from tests.brokers import eventually
@@ -135,9 +136,10 @@ def station(
 ) -> Station:
     identity = Identity("plant", "edge", name, "b001", "m", "f" * 64, calibration.id, calibration.alpha_carried)
     quality = StationQuality(name, calibration, challenge)
-    recipes = Recipes([Recipe(identity, detector or Moody(GOOD), calibration, quality, rule)])
+    recipe = Recipe(identity, detector or Moody(GOOD), calibration, quality, rule)
+    recipes = Recipes({recipe.name: lambda: recipe})
     execution = Execution(name, Mode.CONTINUOUS, 0)
-    health = StationHealth(name, 0, recipes, execution)
+    health = StationHealth(name, 0, recipes, execution, Counters(begun(datetime.now(UTC))))
     return Station(name, Shelf(), recipes, Gate(), health, execution, 5.0)
 
 
@@ -157,7 +159,7 @@ def written(outbox: Outbox, station: str = "cam1") -> list[dict[str, Any]]:
 def group_of(*views: Station, within_s: float = 30.0) -> Group:
     identity = replace(views[0].recipes.current.identity, station="part", model="", calibration="")
     fusion = Fusion("part", [view.name for view in views], Key.PART_ID, within_s)
-    health = GroupHealth("part", 0, [view.health for view in views])
+    health = GroupHealth("part", 0, [view.health for view in views], Counters(begun(datetime.now(UTC))))
     return Group("part", fusion, lambda: identity, Gate(), health, 5.0)
 
 
@@ -167,7 +169,7 @@ class Line:
     def __init__(self, outbox: Outbox, *stations: Station, batch: int = 4, groups: Sequence[Group] = ()) -> None:
         self.outbox = outbox
         self.stations = {s.name: s for s in stations}
-        self.frames: Lanes[Frame | Unreadable] = Lanes(self.stations, 100)
+        self.frames: Lanes[Admitted] = Lanes(self.stations, 100)
         self.pictures: Channel[Concluded] = Channel(100, Overflow.DROP_OLDEST)
         self.stop = Event()
         self.failures: list[BaseException] = []
@@ -184,10 +186,14 @@ class Line:
         except Exception as failure:  # noqa: BLE001 -- what the service would see
             self.failures.append(failure)
 
+    def put(self, item: Frame | Unreadable) -> None:
+        name = item.capture.station
+        self.frames.put(name, Admitted(item, self.stations[name].recipes.current))
+
     def run(self, *items: Frame | Unreadable) -> list[Concluded]:
         """Put items before the stages start, so that they meet in batches; give what was concluded."""
         for item in items:
-            self.frames.put(item.capture.station, item)
+            self.put(item)
         self.frames.close()
         for thread in self.threads:
             thread.start()
@@ -261,7 +267,7 @@ def test_a_full_disk_holds_the_line_shows_in_the_state_and_loses_nothing(tmp_pat
     cam.health.source_is(available=True)
     line = Line(outbox, cam)
     for n in range(3):
-        line.frames.put("cam1", Frame(capture(n), GOOD))
+        line.put(Frame(capture(n), GOOD))
     for thread in line.threads:
         thread.start()
     eventually(lambda: cam.health.state(0).state == "Error", "the state Error")
@@ -447,7 +453,9 @@ def test_the_views_of_a_part_become_one_verdict_that_goes_by_the_worst_and_its_g
     assert {(one["p"], one["r"]) for one in gate} == {("part1", False), ("part2", True)}
     assert [one["s"] for one in gate] == [1, 2]
     assert not outbox.concluded(told["part1"]["id"])
-    assert group.health.summary() == "part: 1 PASS, 1 FAIL"
+    counted = outbox.counters("part").snapshot(datetime.now(UTC), Window.TOTAL)
+    assert (counted.inspected, counted.outcomes[Outcome.PASS], counted.outcomes[Outcome.FAIL]) == (2, 1, 1)
+    assert counted.pending == 0
 
 
 def test_the_gate_hears_of_a_missing_view_at_the_deadline_though_nothing_comes_and_a_late_view_changes_nothing(
@@ -456,13 +464,13 @@ def test_the_gate_hears_of_a_missing_view_at_the_deadline_though_nothing_comes_a
     top, side = station("top"), station("side")
     group = group_of(top, side, within_s=0.05)
     line = Line(outbox, top, side, groups=[group])
-    line.frames.put("top", Frame(capture(1, "top"), GOOD))
+    line.put(Frame(capture(1, "top"), GOOD))
     for thread in line.threads:
         thread.start()
     assert isinstance(group.sink, Gate)
     heard = group.sink.heard
     eventually(lambda: heard, "the verdict of the part")
-    line.frames.put("side", Frame(replace(capture(1, "side"), id="1" * 26), GOOD))
+    line.put(Frame(replace(capture(1, "side"), id="1" * 26), GOOD))
     line.frames.close()
     line.join()
     (told,) = written(outbox, "part")
@@ -503,7 +511,7 @@ def test_the_verdict_of_a_part_is_kept_together_with_that_of_its_last_view(tmp_p
         thread.start()
     for n in range(1, 6):
         for name in ("top", "side"):
-            line.frames.put(name, Frame(replace(capture(n, name), id=f"{n}{name:0>25}"), GOOD))
+            line.put(Frame(replace(capture(n, name), id=f"{n}{name:0>25}"), GOOD))
     line.frames.close()
     line.join()
     parts = [

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from calibration import store
+from calibration import golden, store
 from calibration.calibration import CalibrationError
 from calibration.threshold import Method
 from config.load import ConfigError
@@ -91,6 +91,53 @@ def test_another_calibration_waits_until_it_is_accepted_and_can_be_taken_back(
     assert f"In force: {proposed.id}" in say("calibrations", "roll-back", "--model", mine, "--id", proposed.id)
     with pytest.raises(CalibrationError, match="known: "):
         say("calibrations", "roll-back", "--model", mine, "--id", "000000000000")
+
+
+def test_a_calibration_keeps_its_golden_set_through_proposal_acceptance_and_roll_back(
+    mine: Path, data: Path, say: Say
+) -> None:
+    path = mine / "calibration.json"
+    first = store.read(path)
+    assert golden.load(path, first) is not None  # `inspectd train` made it
+    say("calibrate", "--model", mine, "--good", data / "test/good", "--alpha", "0.3")
+    replaced = store.read(store.proposal(path))
+    said = say("calibrate", "--model", mine, "--good", data / "test/good", "--alpha", "0.2")
+    proposed = store.read(store.proposal(path))
+    assert f"Golden set: 5 images, 0.1 MB, in {golden.place(path, proposed.id)}" in said
+    assert {file.stem for file in golden.place(path, first.id).parent.iterdir()} == {first.id, proposed.id}
+    assert replaced.id != proposed.id
+
+    assert "golden set" not in say("calibrations", "accept", proposed.id, "--model", mine)
+    kept = golden.load(path, store.read(path))
+    assert kept is not None
+    assert kept.scores == tuple(proposed.scores[place] for place in (0, 1, 2, 4, 5))
+    detector = build_detector(mine, "cpu")
+    assert kept.verify([one.anomaly_score for one in detector.predict(kept.images)]) < 1e-3
+    with pytest.raises(CalibrationError, match=r"golden image \d of 5 scored"):
+        kept.verify([one.anomaly_score for one in detector.predict([image[::-1] for image in kept.images])])
+
+    file = golden.place(path, first.id)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1000])
+    with pytest.raises(CalibrationError, match="the golden set is torn"):
+        say("calibrations", "roll-back", "--model", mine)
+    assert store.read(path) == proposed
+    file.unlink()
+    assert "It has no golden set" in say("calibrations", "roll-back", "--model", mine)
+    file.write_bytes(whole)
+    say("calibrations", "roll-back", "--model", mine, "--id", proposed.id)
+    assert "golden set" not in say("calibrations", "roll-back", "--model", mine, "--id", first.id)
+    assert golden.load(path, first) is not None
+
+
+def test_a_golden_set_is_made_of_added_parts_alone(mine: Path, data: Path, say: Say) -> None:
+    path = mine / "calibration.json"
+    before = store.read(path)
+    say("calibrate", "--model", mine, "--good", data / "test/good", "--add")
+    both = store.read(store.proposal(path))
+    kept = golden.load(path, both)
+    assert kept is not None
+    assert set(kept.scores) <= set(both.scores) - set(before.scores)
 
 
 def test_a_proposal_for_another_model_is_not_accepted(mine: Path, data: Path, say: Say) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ def test_train_leaves_a_calibrated_model_and_the_split_it_was_made_with(model: P
         "calibration.json",
         "calibration.html",
         "calibration.history",
+        "calibration.golden",
     }
 
 
@@ -221,6 +223,30 @@ def test_check_approves_a_sound_station_and_names_every_fault_of_another(
     assert done.returncode == 78
     assert "no model folder" in done.stderr
     assert "secret: mqtt.password_file: cannot be read" in done.stderr
+
+
+def test_the_doctor_looks_further_than_the_files_and_says_how_to_mend_what_it_finds(
+    model: Path, inspectd: Run, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, model)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    config.write_text(config.read_text().replace("[[station]]", f"port = {port}\n[[station]]"))
+    (tmp_path / "incoming").mkdir()
+    done = inspectd("doctor", "--config", config)
+    assert done.returncode == 1
+    assert f"nothing answers on 127.0.0.1:{port}" in done.stdout
+    assert "→ start the broker" in done.stdout
+    assert f"{config}: broker: nothing answers" in done.stderr
+    assert "golden set" in done.stdout
+    assert inspectd("check", "--config", config).returncode == 0
+    done = inspectd("doctor", "--config", config, "--json")
+    said = json.loads(done.stdout)
+    assert said["status"] == done.returncode == 1
+    assert [one["subject"] for one in said["findings"] if one["mark"] == "fail"] == ["broker"]
+    done = inspectd("doctor", "--config", write_config(tmp_path, tmp_path / "nowhere"))
+    assert done.returncode == 78
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.parametrize("command", ["run", "check"])

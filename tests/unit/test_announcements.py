@@ -6,13 +6,14 @@ from datetime import datetime
 
 import pytest
 from hypothesis import example, given
+from hypothesis import strategies as st
 
 from daemon import announcements
 from daemon.alarms import Alarm, AlarmId, Change
 from daemon.announcements import Birth, Event
 from daemon.contract import TOPICS, Identity
 from daemon.messages import Outcome
-from daemon.stats import Drop, Stats
+from daemon.stats import Drop, Shift, Stats, Window
 from tests.payloads import (
     ALARM,
     AT,
@@ -25,6 +26,7 @@ from tests.payloads import (
     UNUSED,
     births,
     changes,
+    counts,
     events,
     everything_wrong,
     figures,
@@ -73,10 +75,14 @@ def test_a_topic_that_is_not_in_the_contract_cannot_be_announced() -> None:
 
 
 @unhurried
-@given(identities(), figures, moments)
-def test_all_stats_are_plain_whole_and_small_and_add_up(identity: Identity, stats: Stats, at: datetime) -> None:
-    payload = announcements.encode_stats(identity, stats, at).payload
+@given(identities(), figures, moments, st.sampled_from(Window))
+def test_all_stats_are_plain_whole_and_small_and_add_up(
+    identity: Identity, stats: Stats, at: datetime, window: Window
+) -> None:
+    payload = announcements.encode_stats(identity, stats, at, window).payload
     content = parse(payload)
+    assert content["window"] == window
+    assert content["triggers"] == content["answered"] + content["trigger_errors"]
     assert len(payload) <= 1024
     assert shape(content) == shape(parse(PAYLOADS["stats.json"]()))
     assert content["inspected"] == sum(content[outcome.name.lower()] for outcome in Outcome)
@@ -89,6 +95,29 @@ def test_where_nothing_was_inspected_yield_and_latencies_are_minus_one() -> None
     figures = ("yield", "t_min_ms", "t_max_ms", "t_avg_ms", "p50_ms", "p95_ms", "p99_ms")
     assert {content[name] for name in figures} == {-1.0}
     assert parse(announcements.encode_stats(IDENTITY, STATS, AT).payload)["yield"] == 0.998571
+
+
+def test_the_figures_of_the_shift_and_in_total_are_two_topics_of_one_form() -> None:
+    shift, total = (announcements.encode_stats(IDENTITY, STATS, AT, window) for window in Window)
+    assert (shift.topic, total.topic) == ("acme/lyon/press/top/stats", "acme/lyon/press/top/stats/total")
+    assert parse(shift.payload) | {"window": "total"} == parse(total.payload)
+    assert (total.qos, total.retain, total.expires_s) == (0, True, 60)
+
+
+@unhurried
+@given(identities(), figures, moments, counts)
+def test_every_event_of_a_shift_is_small_and_tells_its_figures_in_full(
+    identity: Identity, stats: Stats, at: datetime, seq: int
+) -> None:
+    payload = announcements.encode_shift(identity, "schedule", Shift(stats, at, seq, seq))
+    content = parse(payload)
+    assert len(payload) <= 1536
+    assert (content["kind"], content["first_seq"], content["last_seq"]) == ("shift", seq, seq)
+    told = dict(word.split("=") for word in content["detail"].split(" "))
+    assert sum(int(told[outcome.name.lower()]) for outcome in Outcome) == int(told["inspected"]) == stats.inspected
+    assert int(told["dropped"]) == sum(stats.dropped.values())
+    assert (int(told["triggers"]), int(told["trigger_errors"])) == (stats.triggers, stats.trigger_errors)
+    assert -1 <= float(told["yield"]) <= 1
 
 
 @unhurried
@@ -127,7 +156,10 @@ def test_an_empty_list_of_alarms_has_priority_zero() -> None:
 
 @unhurried
 @given(identities(), events)
-@example(LONGEST, replace(GAP, subject=5000 * '"', detail=5000 * '"', first_seq=2**53 - 1, last_seq=2**53 - 1))
+@example(
+    LONGEST,
+    replace(GAP, subject=5000 * '"', detail=5000 * '"', first_seq=2**53 - 1, last_seq=2**53 - 1, chain=64 * "f"),
+)
 def test_every_event_is_plain_whole_and_small(identity: Identity, event: Event) -> None:
     payload = announcements.encode_event(identity, event).payload
     assert len(payload) <= 1536

@@ -13,11 +13,13 @@ from pydantic import ValidationError
 import config
 from config.load import ConfigError, load, read_password
 from config.schema import (
+    Archive,
     Challenge,
     FolderSource,
     Framing,
     GenicamSource,
     Group,
+    Metrics,
     Mqtt,
     MqttSource,
     Recipe,
@@ -452,6 +454,28 @@ def test_a_fault_is_told_with_file_key_and_cure(file: Path, old: str, new: str, 
 
 
 @pytest.mark.parametrize(
+    ("shifts", "cure"),
+    [
+        ('["6:00"]', "is no list of times"),
+        ('["24:00"]', "is no list of times"),
+        ('["06:00", 14]', "is no list of times"),
+        ("06:00:00", "Write hours and minutes, in quotes"),
+        ('["06:00", "06:00"]', "Name each time once."),
+    ],
+)
+def test_times_of_shifts_that_are_none_are_refused(file: Path, shifts: str, cure: str) -> None:
+    (fault,) = faults(file, f"shifts = {shifts}\n{SMALLEST}")
+    assert fault.startswith(f"{file}: shifts: ")
+    assert cure in fault
+
+
+def test_shifts_are_taken_as_they_stand_and_there_are_none_by_default(file: Path) -> None:
+    for shown, taken in (("", ()), ('shifts = ["22:00", "06:00"]', ("22:00", "06:00"))):
+        file.write_text(f"{shown}\n{SMALLEST}")
+        assert load(file, {}).shifts == taken
+
+
+@pytest.mark.parametrize(
     ("lines", "option", "cure"),
     [
         ("", "name", 'Add a line "name = …" under [station.challenge].'),
@@ -713,6 +737,7 @@ def test_the_sample_shows_the_defaults(file: Path) -> None:
     uncommented = load(file, {}).model_dump()
     examples = [
         (uncommented.pop("node"), shipped.pop("node")),
+        (uncommented.pop("shifts"), shipped.pop("shifts")),
         (uncommented["mqtt"].pop("username"), shipped["mqtt"].pop("username")),
         (uncommented["mqtt"].pop("password_file"), shipped["mqtt"].pop("password_file")),
         (tls := uncommented["mqtt"].pop("tls"), shipped["mqtt"].pop("tls")),
@@ -721,11 +746,15 @@ def test_the_sample_shows_the_defaults(file: Path) -> None:
         (uncommented["stations"][0].pop("calibration"), shipped["stations"][0].pop("calibration")),
         *[(uncommented["stations"][0]["source"].pop(n), shipped["stations"][0]["source"].pop(n)) for n in PATTERN],
         (challenge := uncommented["stations"][0].pop("challenge"), shipped["stations"][0].pop("challenge")),
+        (metrics := uncommented.pop("metrics"), shipped.pop("metrics")),
+        (archive := uncommented.pop("archive"), shipped.pop("archive")),
     ]
     assert all(example != default for example, default in examples)
     assert uncommented == shipped
     assert tls == Tls(**{key: tls[key] for key in ("ca_file", "certificate_file", "key_file")}).model_dump()
     assert challenge == Challenge(**{key: challenge[key] for key in ("name", "good", "bad")}).model_dump()
+    assert metrics == Metrics().model_dump()
+    assert archive == Archive(path=archive["path"]).model_dump()
     before = lines[: lines.index("[station.source]")]
     file.write_text("\n".join(before + shown[genicam:video]))
     camera = load(file, {}).stations[0].source

@@ -16,6 +16,7 @@ from daemon.judgement import judge
 from daemon.messages import Capture, Decision, Latency, Outcome, Reason, Verdict
 from daemon.quality import StationQuality
 from daemon.recipes import Recipe, Recipes
+from daemon.stats import Counters, begun, counted
 from detectors.base import Prediction
 from detectors.template import TemplateDetector
 from tests.payloads import IDENTITY
@@ -29,8 +30,10 @@ SET = ChallengeSet("box 3", frozenset({"good"}), frozenset({"bad"}), timedelta(h
 
 def healthy(challenge: Challenge | None = None, last_seq: int = 0, mode: Mode = Mode.CONTINUOUS) -> StationHealth:
     quality = StationQuality("top", CALIBRATION, challenge)
-    recipes = Recipes([Recipe(IDENTITY, TemplateDetector(IMAGE), CALIBRATION, quality)])
-    return StationHealth("top", last_seq, recipes, Execution("top", mode, last_seq))
+    recipe = Recipe(IDENTITY, TemplateDetector(IMAGE), CALIBRATION, quality)
+    recipes = Recipes({recipe.name: lambda: recipe})
+    counters = Counters(begun(datetime.now(UTC), last_seq))
+    return StationHealth("top", last_seq, recipes, Execution("top", mode, last_seq), counters)
 
 
 def see(health: StationHealth, score: float, part_id: str = "part") -> None:
@@ -79,8 +82,9 @@ def test_a_failing_detector_is_an_alarm_until_it_judges_again() -> None:
 
 def test_parts_of_the_challenge_test_are_in_no_figure() -> None:
     health = healthy()
-    health.concluded(concluded(1, Outcome.FAIL, challenge=True))
-    assert health.counters.snapshot(datetime.now(UTC)).inspected == 0
+    verdict = concluded(1, Outcome.FAIL, challenge=True)
+    health.concluded(verdict)
+    assert counted(verdict) is None
     assert health.state(0).last_seq == 1
 
 
@@ -88,7 +92,10 @@ def test_verdicts_are_counted_by_outcome_and_the_newest_number_is_told() -> None
     health = healthy()
     health.source_is(available=True)
     for seq, outcome in enumerate((Outcome.PASS, Outcome.FAIL, Outcome.PASS, Outcome.ERROR), 1):
-        health.concluded(concluded(seq, outcome))
+        verdict = concluded(seq, outcome)
+        health.concluded(verdict)
+        if part := counted(verdict):
+            health.counters.concluded([part])
     assert health.state(0).last_seq == 4
     assert health.summary() == "top: 1 ERROR, 2 PASS, 1 FAIL"
 

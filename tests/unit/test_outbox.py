@@ -6,19 +6,23 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from daemon.messages import Outcome, Reply
-from daemon.outbox import REMEMBERED, Entry, Gap, Note, Outbox, OutboxError
+from daemon.outbox import REMEMBERED, Answer, Entry, Gap, Note, Outbox, OutboxError
+from daemon.stats import Drop, Latencies, Part, Shift, Tally
 
 ROOT = Path(__file__).parents[2]
+AT = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
 
 
 def entry(seq: int, station: str = "top", payload: bytes = b"{}", outcome: Outcome = Outcome.PASS) -> Entry:
@@ -543,3 +547,131 @@ def test_notes_of_an_earlier_version_are_told_on_their_leaves(path: Path) -> Non
     outbox.keep([asking(1, Reply("robots/7"))])
     assert len(outbox.notes("top", 0, 9)) == 2
     outbox.close()
+
+
+# What is counted
+
+
+def counts(seq: int, outcome: Outcome = Outcome.PASS, station: str = "top") -> Entry:
+    return replace(entry(seq, station, outcome=outcome), part=Part(outcome, 10.0 * seq, AT))
+
+
+def encode_closed(told: list[Shift]) -> Callable[[Shift], bytes]:
+    def encode(shift: Shift) -> bytes:
+        told.append(shift)
+        return b"closed"
+
+    return encode
+
+
+def test_verdicts_are_counted_with_the_commit_that_keeps_them_and_by_station(path: Path, outbox: Outbox) -> None:
+    outbox.keep([counts(1), counts(1, Outcome.FAIL, "side"), entry(2), counts(3, Outcome.FAIL)])
+    with pytest.raises(AssertionError):
+        outbox.keep([counts(4), counts(9)])
+    for box in (outbox, Outbox(path)):
+        top, side = (box.counters(name).figures for name in ("top", "side"))
+        assert top.total.stats().outcomes == {**dict.fromkeys(Outcome, 0), Outcome.PASS: 1, Outcome.FAIL: 1}
+        assert top.total.stats().latencies == Latencies(10.0, 30.0, 20.0)
+        assert (top.shift.stats().inspected, side.shift.stats().inspected) == (2, 1)
+        box.close()
+
+
+def test_what_was_kept_before_there_were_figures_is_in_none(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as earlier:
+        earlier.executescript(EARLIER)
+    for _ in range(2):
+        outbox = Outbox(path)
+        total = outbox.counters("top").figures.total
+        assert (total.after, total.stats().inspected) == (3, outbox.last_seq("top") - 3)
+        outbox.keep([counts(outbox.last_seq("top") + 1)])
+        outbox.close()
+
+
+def test_after_kill_9_the_figures_agree_with_the_numbers_and_lack_only_what_came_since_a_checkpoint(path: Path) -> None:
+    child = run_child(
+        "import sys, time\n"
+        "from datetime import UTC, datetime\n"
+        "from pathlib import Path\n"
+        "from daemon.messages import Outcome\n"
+        "from daemon.outbox import Entry, Outbox\n"
+        "from daemon.stats import Drop, Part\n"
+        "outbox = Outbox(Path(sys.argv[1]))\n"
+        "counters = outbox.counters('top')\n"
+        "counters.lost(Drop.MISSED, 5)\n"
+        "outbox.checkpoint()\n"
+        "counters.lost(Drop.QUEUE)\n"
+        "for seq in range(1, 100_000):\n"
+        "    part = Part(Outcome(seq % 4), 1.0, datetime.now(UTC))\n"
+        "    outbox.keep([Entry('top', seq, str(seq), b'{}', part.outcome, part=part)])\n"
+        "    if seq == 50:\n"
+        "        counters.lost(Drop.DUPLICATE)\n"
+        "        print('kept', flush=True)\n",
+        path,
+    )
+    with child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        os.kill(child.pid, signal.SIGKILL)
+    outbox = Outbox(path)
+    stats, last = outbox.counters("top").figures.total.stats(), outbox.last_seq("top")
+    assert last >= 50
+    assert stats.outcomes == Counter(Outcome(seq % 4) for seq in range(1, last + 1))
+    assert (stats.dropped[Drop.MISSED], stats.dropped[Drop.QUEUE]) == (5, 1)
+    assert stats.latencies == Latencies(1.0, 1.0, 1.0)
+    outbox.close()
+
+
+def test_an_orderly_end_saves_what_no_commit_has_taken_along(path: Path, outbox: Outbox) -> None:
+    outbox.counters("top").came_too_late()
+    outbox.close()
+    again = Outbox(path)
+    assert again.counters("top").figures.total.stats().too_late == 1
+    again.close()
+
+
+def test_a_shift_is_closed_and_told_in_one_commit_and_the_total_goes_on(path: Path, outbox: Outbox) -> None:
+    told: list[Shift] = []
+    outbox.keep([counts(1), entry(2)])
+    outbox.close_shift("top", AT, encode_closed(told))
+    outbox.keep([counts(3, Outcome.FAIL)])
+    outbox.close()
+    again = Outbox(path)
+    again.close_shift("top", AT, encode_closed(told))
+    again.close_shift("top", AT, encode_closed(told))
+    assert [(shift.first_seq, shift.last_seq, shift.stats.inspected, shift.until) for shift in told] == [
+        (1, 2, 1, AT),
+        (3, 3, 1, AT),
+        (0, 0, 0, AT),
+    ]
+    assert leaves(again) == 3 * [("event", b"closed")]
+    total = again.counters("top").figures.total.stats()
+    assert (total.inspected, total.since > AT) == (2, True)
+    again.close()
+
+
+def test_a_shift_that_cannot_be_told_goes_on(path: Path, outbox: Outbox) -> None:
+    outbox.keep([counts(1)])
+
+    def fail(_: Shift) -> bytes:
+        raise ZeroDivisionError
+
+    before = outbox.counters("top").figures
+    with pytest.raises(ZeroDivisionError):
+        outbox.close_shift("top", AT, fail)
+    with pytest.raises(ZeroDivisionError):
+        outbox.answer(Answer("top", "c1", 1, b"done"), closing=(AT, fail))
+    assert outbox.counters("top").figures == before
+    assert outbox.answered("top", "c1", 1) is None
+    outbox.close()
+    again = Outbox(path)
+    assert again.counters("top").figures == before
+    again.close()
+
+
+def test_a_command_that_closes_the_shift_is_answered_in_the_same_commit(outbox: Outbox) -> None:
+    told: list[Shift] = []
+    outbox.keep([counts(1)])
+    outbox.answer(Answer("top", "c1", 1, b"done"), closing=(AT, encode_closed(told)))
+    assert (outbox.answered("top", "c1", 1), leaves(outbox)) == (b"done", [("event", b"closed")])
+    assert outbox.counters("top").figures.shift == Tally(AT, 1)
+    assert told[0].stats.inspected == 1

@@ -20,7 +20,7 @@ from daemon.cli import app
 from daemon.contract import TOPICS, Identity, Picture, Quality
 from daemon.messages import Clock, Verdict, View
 from daemon.requests import Action, Code
-from daemon.stats import Stats
+from daemon.stats import Shift, Stats, Window
 from tests.payloads import (
     AT,
     GOLDEN,
@@ -146,7 +146,9 @@ def test_every_quality_follows_its_schema(identity: Identity, quality: Quality) 
 @given(identities(), births, figures)
 def test_every_birth_and_all_stats_follow_their_schemas(identity: Identity, birth: Birth, stats: Stats) -> None:
     check("birth", announcements.encode_birth(identity, birth, AT).payload)
-    check("stats", announcements.encode_stats(identity, stats, AT).payload)
+    for window in Window:
+        check("stats", announcements.encode_stats(identity, stats, AT, window).payload)
+    check("event", announcements.encode_shift(identity, "schedule", Shift(stats, AT, 0, 0)))
 
 
 @unhurried

@@ -1,5 +1,7 @@
 """Keeping by renaming: folder/NAME → processing/ULID~NAME → done/DATE/NAME, or failed/DATE/NAME beside its reason.
 
+Where judged files are not wanted, they are deleted instead of going to done/.
+
 A sidecar goes along, from its image's claim on as the image's name with `.json` after it. It goes first, so that an
 image in a room never lacks the one it had.
 """
@@ -23,10 +25,16 @@ _SIDECAR = ".json"
 
 
 class Rooms:
-    """The rooms of one folder. Satisfies `daemon.sources.folder.claims.Keeping`."""
+    """The rooms of one folder. Satisfies `daemon.sources.folder.claims.Keeping`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: which.
+        delete: whether files that were judged are deleted; those without an image in them go to failed/ all the same.
+    """
+
+    def __init__(self, folder: Path, *, delete: bool = False) -> None:
         self._folder = folder
+        self._delete = delete
         self._processing = folder / "processing"
 
     def prepare(self) -> None:
@@ -75,7 +83,11 @@ class Rooms:
         return claim, State.of(claim.path) == state
 
     def put_away(self, claim: Claim, failure: str | None) -> None:
-        """Move a file to done/ or, beside its failure, to failed/, under today's date in UTC."""
+        """Delete a file or move it to done/ or, beside its failure, to failed/, under today's date in UTC."""
+        if self._delete and failure is None:
+            _sidecar(claim.path).unlink(missing_ok=True)
+            claim.path.unlink()
+            return
         room = self._folder / ("done" if failure is None else "failed") / f"{datetime.now(UTC):%Y-%m-%d}"
         room.mkdir(exist_ok=True)
         target = free_path(room, claim.name)

@@ -67,6 +67,7 @@ class FolderSource:
         path: the folder. The daemon must be allowed to write there, unless there is a ledger.
         concluded: whether the record holds a verdict with this id; asked about files left over from an earlier run.
         ledger: a file in which to remember what was judged; files then stay where they are. None: they are moved.
+        delete: whether judged files are deleted instead of being moved to done/; not beside a ledger.
         settle_ms: how long a file must be at rest if no event said that its writer has closed it.
         give_up_s: how long after its last change a file that cannot be decoded is handed over as `Unreadable`, and one
             without a sidecar as it is.
@@ -90,6 +91,7 @@ class FolderSource:
         *,
         concluded: Callable[[str], bool],
         ledger: Path | None = None,
+        delete: bool = False,
         settle_ms: int = 200,
         give_up_s: float = 10.0,
         rescan_s: float = 5.0,
@@ -102,7 +104,7 @@ class FolderSource:
         self._station = station
         self._path = path
         self._writable = ledger is None
-        self._keeping: Keeping = Rooms(path) if ledger is None else Ledger(path, ledger)
+        self._keeping: Keeping = Rooms(path, delete=delete) if ledger is None else Ledger(path, ledger)
         self._concluded = concluded
         self._settle_s = settle_ms / 1000
         self._give_up_s = give_up_s
@@ -158,7 +160,7 @@ class FolderSource:
                     arriving.setdefault(name, _Arrival(self._path / name, name)).hint(closed=closed)
 
     def settle(self, capture: Capture, failure: str | None) -> bool:
-        """Let go of a part's file: move it to done/ or failed/, or remember in the ledger that it was judged.
+        """Let go of a part's file: move it to done/ or failed/, delete it, or remember that it was judged.
 
         Any thread may call. False if that cannot be done now; then it is when the folder is next looked at.
         """
@@ -166,7 +168,13 @@ class FolderSource:
         try:
             self._put_away(capture.id)
         except OSError as error:
-            log.warning("a judged file cannot be put away yet", station=self._station, reason=str(error))
+            log.warning(
+                "a judged file cannot be put away yet",
+                station=self._station,
+                part=capture.part_id,
+                id=capture.id,
+                reason=str(error),
+            )
             return False
         return True
 
@@ -275,7 +283,8 @@ class FolderSource:
         except FileNotFoundError:
             arriving.pop(path.name, None)
         except OSError as error:
-            log.warning("a file cannot be claimed", station=self._station, reason=str(error))
+            name = _printable(arrival.name)
+            log.warning("a file cannot be claimed", station=self._station, file=name, reason=str(error))
             arrival.due = now + self._give_up_s
         else:  # its writer had begun on the next part, which must come to rest first, maybe in processing/
             arriving[claim.path.name] = _Arrival(claim.path, claim.name)
