@@ -162,7 +162,7 @@ def encode_stats(identity: Identity, stats: Stats, at: datetime, window: Window 
         "since_ts_ms": epoch_ms(stats.since),
         "ts_ms": epoch_ms(at),
     }
-    leaf = "stats" if window is Window.SHIFT else f"stats/{window}"
+    leaf = "stats" if window is Window.SHIFT else "totals"
     return Message(identity.topic(leaf), encode(content), qos=0, retain=True, expires_s=60)
 
 

@@ -42,6 +42,7 @@ _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _OURS = re.compile(r"(([0-7][0-9A-HJKMNP-TV-Z]{25})_[A-Za-z0-9_-]*)(\.png|\.jpg|\.json|\.overlay\.jpg|\.review\.json)")
 _TORN = re.compile(r"\.[0-7][0-9A-HJKMNP-TV-Z]{25}_[A-Za-z0-9_.-]*\.tmp")
 _SUFFIX = {"png": ".png", "jpeg": ".jpg"}
+_PICTURES = {*_SUFFIX.values(), OVERLAY}
 _PART_CHARACTERS = 40
 _JPEG_QUALITY = 95
 # Of the lossless ways, a quarter of the time of zlib's usual one, and no larger files where a camera's noise is.
@@ -139,8 +140,8 @@ class Archive:
             self._expire(stock)
             if wanted:
                 kept = self._keep(stock, wanted)
-        except OSError as error:
-            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 -- no image is worth a verdict
+            self._fail(str(error) or type(error).__name__)
         return [kept.get(part.verdict.capture.id, "") for part in parts]
 
     def close(self) -> None:
@@ -363,12 +364,16 @@ def _folders(folder: Path) -> list[Path]:
 
 def _list(root: Path, folder: Path, found: Survey) -> None:
     """Add what lies in the folder of one station's outcome of one day."""
-    sets: dict[str, dict[str, os.stat_result]] = {}
+    sets: dict[str, dict[str, tuple[int, int]]] = {}  # bytes, and when the file was written
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if match := _OURS.fullmatch(entry.name):
-                with suppress(FileNotFoundError):
-                    sets.setdefault(match[1], {})[match[3]] = entry.stat(follow_symlinks=False)
+                files = sets.setdefault(match[1], {})
+                files[match[3]] = _BLOCK, 0  # what is said of an image takes one, and need not be looked at
+                if match[3] in _PICTURES:
+                    with suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        files[match[3]] = _on_disk(status.st_size), status.st_mtime_ns
             elif _TORN.fullmatch(entry.name):
                 found.torn.append(folder / entry.name)
     place = folder.relative_to(root).as_posix()
@@ -378,9 +383,9 @@ def _list(root: Path, folder: Path, found: Survey) -> None:
         if suffix is None:
             found.torn.extend(folder / f"{stem}{suffix}" for suffix in files)
             continue
-        size = sum(_on_disk(status.st_size) for status in files.values())
+        size = sum(taken for taken, _ in files.values())
         ref = f"{place}/{stem}{suffix}"
-        found.kept.append(Kept(day, files[suffix].st_mtime_ns, stem[:26], ref, outcome, size, REVIEW in files))
+        found.kept.append(Kept(day, files[suffix][1], stem[:26], ref, outcome, size, REVIEW in files))
 
 
 def _write(image: Path, files: dict[str, bytes]) -> None:

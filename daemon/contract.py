@@ -103,6 +103,7 @@ TOPICS: Mapping[str, str] = {
     "state": "inspectd.state/1",
     "quality": "inspectd.quality/1",
     "stats": "inspectd.stats/1",
+    "totals": "inspectd.stats/1",
     "plc": "inspectd.plc/1",
     "verdict": "inspectd.verdict/1",
     "last": "inspectd.verdict/1",

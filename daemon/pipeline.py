@@ -205,8 +205,11 @@ def record(
     stop: Event,
     groups: Sequence[Group] = (),
     beat: Beat = unwatched,
+    count: Callable[[Verdict, str, datetime], None] | None = None,
 ) -> None:
     """Make verdicts durable, several in a commit, then let go of their frames. Closes `pictures` at the end.
+
+    `count` is told of each verdict, by what recipe, and when it became durable.
 
     While the disk refuses, the stage waits and so holds the line's back-pressure; nothing is let go of.
     """
@@ -222,9 +225,11 @@ def record(
             promised = [item.verdict.capture.trigger.id for item in batch if item.verdict.capture.trigger]
             if not _keep(partial(outbox.keep, entries, settled, promised), healths, stop, beat):
                 return
-            settled = []
+            settled, kept_at = [], datetime.now(UTC)
             for item in batch:
                 capture, decision = item.verdict.capture, item.verdict.decision
+                if count is not None:
+                    count(item.verdict, item.recipe.name, kept_at)
                 if group := of.get(capture.station):
                     group.health.concluded(item.verdict)
                     group.sink.notify()

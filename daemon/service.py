@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from datetime import time as clock
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +19,7 @@ import structlog
 
 from config.load import ConfigError
 from config.schema import Settings
-from daemon import audit, pipeline, systemd
+from daemon import audit, metrics, pipeline, systemd
 from daemon.announcements import EventKind
 from daemon.assembly import Assembly
 from daemon.audit import Audit
@@ -27,10 +29,12 @@ from daemon.groups import GroupHealth
 from daemon.health import StationHealth
 from daemon.journal import Journal
 from daemon.messages import Outcome
+from daemon.metrics import Line, Metrics
 from daemon.outbox import Outbox, OutboxError
 from daemon.pipeline import Concluded
 from daemon.pulse import Beat, Pulse
 from daemon.sinks.mqtt import PictureSink
+from daemon.stats import Window, is_over
 from detectors.devices import batch_size
 
 DRAIN_S = 8.0
@@ -60,10 +64,10 @@ def run(read: Callable[[], Settings], wishes: Wishes) -> None:
         ConfigError, ArtifactError, CalibrationError: nothing was started; a person must act.
     """
     settings = read()
-    with _alone(settings.state_dir):
+    with _alone(settings.state_dir), metrics.serving(settings) as page:
         outbox = Outbox(settings.state_dir / "outbox.sqlite3", max_rows=settings.mqtt.outbox_max_rows)
         try:
-            _Life(settings, read, outbox, wishes).live()
+            _Life(settings, read, outbox, page, wishes).live()
         finally:
             outbox.close()
 
@@ -81,10 +85,13 @@ def heed_signals() -> Wishes:
 class _Life:
     """Stations, channels and threads of one run."""
 
-    def __init__(self, settings: Settings, read: Callable[[], Settings], outbox: Outbox, wishes: Wishes) -> None:
+    def __init__(
+        self, settings: Settings, read: Callable[[], Settings], outbox: Outbox, page: Metrics | None, wishes: Wishes
+    ) -> None:
         self._settings = settings
         self._read = read
         self._outbox = outbox
+        self._page = page
         self._stop = wishes.stop
         self._reload = wishes.reload
         self._boot_id = secrets.token_hex(4)
@@ -107,6 +114,18 @@ class _Life:
         drained = Event()
         mqtt, groups = settings.mqtt, list(self._groups.values())
         names = [*stations, *self._groups]
+        if self._page is not None:
+            self._page.show(
+                Line(
+                    stations,
+                    self._groups,
+                    self._sinks,
+                    outbox,
+                    totals=lambda name: self._healths[name].counters.snapshot(datetime.now(UTC), Window.TOTAL),
+                    pictures_dropped=lambda: pictures.dropped + self._pictures.dropped,
+                )
+            )
+        count = None if self._page is None else self._page.observe
 
         sinks = [
             self._start(f"mqtt {name}", partial(sink.run, drained, DRAIN_S), PATIENCE_WITH_BROKERS_S)
@@ -128,7 +147,7 @@ class _Life:
             ),
             self._start(
                 "record",
-                lambda beat: pipeline.record(concluded, stations, outbox, pictures, self._stop, groups, beat),
+                lambda beat: pipeline.record(concluded, stations, outbox, pictures, self._stop, groups, beat, count),
             ),
             self._start(
                 "inspect",
@@ -190,6 +209,7 @@ class _Life:
         renewal: Thread | None = None
         while not self._stop.wait(TICK_S):
             self._look_after_alarms()
+            self._look_after_figures()
             self._look_after_stages()
             if self._reload.is_set() and (renewal is None or not renewal.is_alive()):
                 self._reload.clear()
@@ -226,6 +246,15 @@ class _Life:
                 self._challenges[name, recipe.name] = test.status
                 self._journal.note(self._identity(name), EventKind.CHALLENGE, test.status, test.detail)
         self._journal.deliver()
+
+    def _look_after_figures(self) -> None:
+        """Begin a new shift where one is over, and save what no verdict has taken along."""
+        now, shifts = datetime.now(UTC), [clock.fromisoformat(each) for each in self._settings.shifts]
+        for name, health in self._healths.items():
+            if is_over(health.counters.figures.shift.since, shifts, now):
+                self._journal.change_shift(self._identity(name), now)
+        with suppress(OutboxError):  # a full disk, say; it is tried again in a second
+            self._outbox.checkpoint()
 
     def _look_after_stages(self) -> None:
         """Tell systemd that all stages move, or which one hangs, so that it starts the daemon afresh."""

@@ -1,4 +1,4 @@
-"""A machine within this one: systemd boots in namespaces of its own, over a file system whose changes vanish with it."""
+"""A machine within this one: systemd boots in namespaces of its own, over a file system whose changes vanish."""
 
 import os
 import shutil
@@ -13,6 +13,7 @@ PATIENCE_S = 90.0
 """For one program on a machine, which may have to load a model."""
 
 _NAMESPACES = ("--mount", "--pid", "--uts", "--ipc")
+_OUTER = ("setpriv", "--pdeathsig", "KILL", "unshare", *_NAMESPACES, "--fork", "--kill-child")
 _NEEDED = ("unshare", "nsenter", "setpriv", "pivot_root", "systemctl", "/lib/systemd/systemd")
 
 # Run as the first process of the machine. $1: an empty folder of this one; then pairs of a folder of this one and the
@@ -85,8 +86,7 @@ class Machine:
         pairs = [str(part) for place, source in shown.items() for part in (source, place)]
         with self._log.open("wb") as log:
             self._parent = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "unshare", *_NAMESPACES, "--fork", "--kill-child"]
-                + ["sh", "-c", _BOOT, "boot", str(folder), *pairs],
+                [*_OUTER, "sh", "-c", _BOOT, "boot", str(folder), *pairs],
                 env=os.environ | {"MACHINE": self._name},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import typer
 from PIL import Image as Pillow
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -104,8 +106,9 @@ def list_(
             part.kept.id,
         )
     if found:
-        natural = table.__rich_measure__(out, out.options.update(max_width=_WIDEST)).maximum
-        out.print(table, width=max(out.width, natural), crop=False)  # an id that is cut is of no use
+        natural = Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
+        # As wide as it is, whatever the terminal: an id that is cut is of no use.
+        Console(file=out.file, width=max(out.width, natural), highlight=False).print(table)
     out.print(f"{min(count, len(found))} of {len(found)}, in {root}", markup=False, soft_wrap=True)
 
 

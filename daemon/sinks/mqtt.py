@@ -81,6 +81,11 @@ class StationSink:
         self._said = ""
         self.actuations_dropped = 0
 
+    @property
+    def connected(self) -> bool:
+        """Whether a broker is there."""
+        return self._link is not None
+
     def actuate(self, message: Message) -> None:
         """Send to the reject gate now or never: without a live connection the message is dropped and counted.
 

@@ -62,7 +62,7 @@ def tried(what):
 
 state = Path(os.environ["STATE_DIRECTORY"])
 result = {
-    "watched folder": tried(lambda: Path("/srv/inspectd/line1/mark").touch()),
+    "watched folder": tried(lambda: Path("/srv/inspectd/line1/mark").mkdir()),
     "models": tried(lambda: Path("/srv/inspectd/models/flange/mark").touch()),
     "program": tried(lambda: Path("/opt/inspectd/mark").touch()),
     "configuration": tried(lambda: Path("/etc/inspectd/mark").touch()),
@@ -97,11 +97,10 @@ class Line:
         done = self.ctl("start")
         assert done.returncode == 0, self.journal()
 
-    def thread(self, name: str) -> str:
-        """The id of a thread, as the machine numbers it."""
-        tasks = self.machine.root / "proc" / self.pid / "task"
-        (found,) = (task.name for task in tasks.iterdir() if (task / "comm").read_text().strip() == name)
-        return found
+    def thread(self, name: str) -> Path:
+        """A stage's thread, by its folder in the machine's /proc; those that it started later have its name, too."""
+        tasks = (self.machine.root / "proc" / self.pid / "task").iterdir()
+        return min((task for task in tasks if (task / "comm").read_text().strip() == name), key=lambda t: int(t.name))
 
     def drop(self, count: int, kind: str = "good") -> None:
         for _ in range(count):
@@ -226,7 +225,9 @@ def test_the_watchdog_restarts_a_line_of_which_one_stage_hangs(line: Line) -> No
         before = line.restarts
         line.drop(1)
         listener.wait(lambda: len(verdicts(listener)) == 1, "a verdict")
-        frozen = line.machine.start("/opt/inspectd/.venv/bin/python", "-c", FREEZE, line.thread("inspect"))
+        stage = line.thread("inspect")
+        frozen = line.machine.start("/opt/inspectd/.venv/bin/python", "-c", FREEZE, stage.name)
+        eventually(lambda: "State:\tt" in (stage / "status").read_text(), "the stage to hang")
         line.drop(2)
         assert frozen.communicate(timeout=60)[1] == ""
         listener.wait(lambda: len(verdicts(listener)) == 3, "the other verdicts")
@@ -271,7 +272,7 @@ def test_the_sandbox_holds(line: Line) -> None:
     done = line.machine.run("systemctl", "start", "inspectd@probe")
     assert done.returncode == 0, line.machine.run("journalctl", "--no-pager", "--unit", "inspectd@probe").stdout
     assert json.loads((line.machine.root / "var/lib/private/inspectd/probe/probe.json").read_text()) == {
-        "watched folder": "done",
+        "watched folder": "done",  # a folder in it, which is no part
         "models": "PermissionError",
         "program": "OSError",  # read-only
         "configuration": "OSError",

@@ -99,7 +99,7 @@ def test_where_nothing_was_inspected_yield_and_latencies_are_minus_one() -> None
 
 def test_the_figures_of_the_shift_and_in_total_are_two_topics_of_one_form() -> None:
     shift, total = (announcements.encode_stats(IDENTITY, STATS, AT, window) for window in Window)
-    assert (shift.topic, total.topic) == ("acme/lyon/press/top/stats", "acme/lyon/press/top/stats/total")
+    assert (shift.topic, total.topic) == ("acme/lyon/press/top/stats", "acme/lyon/press/top/totals")
     assert parse(shift.payload) | {"window": "total"} == parse(total.payload)
     assert (total.qos, total.retain, total.expires_s) == (0, True, 60)
 

@@ -110,7 +110,7 @@ def test_a_framed_image_says_how_it_was_framed(root: Path) -> None:
 
 def test_a_jpeg_is_close_to_the_image(root: Path) -> None:
     archive = Archive(root, ROOM, "jpeg")
-    smooth = cv2.resize(PICTURE[:4, :4], (64, 64), interpolation=cv2.INTER_CUBIC)
+    smooth = np.asarray(cv2.resize(PICTURE[:4, :4], (64, 64), interpolation=cv2.INTER_CUBIC), np.uint8)
     (ref,) = archive.keep([replace(exhibit(1), image=smooth)])
     archive.close()
     assert ref.endswith(".jpg")
@@ -187,6 +187,16 @@ def test_images_go_after_their_days(root: Path) -> None:
     archive.close()
     assert [kept.ref for kept in survey(root).kept] == [ref]
     assert len(files_under(root)) == 3
+
+
+def test_an_overlay_that_cannot_be_drawn_costs_its_image_but_no_verdict(root: Path) -> None:
+    def fail() -> Image:
+        raise ValueError("no font")
+
+    archive = Archive(root, ROOM)
+    assert archive.keep([replace(exhibit(1), overlay=fail)]) == [""]
+    assert archive.trouble == "no font"
+    archive.close()
 
 
 def test_two_daemons_do_not_share_an_archive(root: Path) -> None:

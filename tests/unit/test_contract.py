@@ -266,8 +266,8 @@ def crowded(part_id: str, origin: str) -> bytes:
     return contract.encode_verdict(identity, verdict)
 
 
-def test_eight_regions_fit_beside_the_longest_part_id_and_a_path_of_180_bytes() -> None:
-    payload = crowded("p" * 64, "/" + "o" * 179)
+def test_eight_regions_fit_beside_the_longest_part_id_and_a_path_of_170_bytes() -> None:
+    payload = crowded("p" * 64, "/" + "o" * 169)
     assert len(payload) <= 2048
     content = parse(payload)
     assert (len(content["regions"]), content["region_count"]) == (8, 12_345)
@@ -382,7 +382,7 @@ def messages() -> dict[str, Message]:
 
 def test_every_topic_is_a_leaf_of_the_station_and_none_is_above_another() -> None:
     assert [message.topic for message in messages().values()] == [f"acme/lyon/press/top/{leaf}" for leaf in messages()]
-    elsewhere = {"birth", "stats", "alarm/event", "alarm/active", "event", "cmd/response"}
+    elsewhere = {"birth", "stats", "totals", "alarm/event", "alarm/active", "event", "cmd/response"}
     assert set(messages()) | elsewhere == set(contract.TOPICS)
     topics = [IDENTITY.topic(leaf) for leaf in contract.TOPICS]
     assert not [(one, other) for one in topics for other in topics if other.startswith(one + "/")]

@@ -20,7 +20,7 @@ from config.load import load
 from config.schema import Settings, options
 from daemon.cli import app
 from daemon.desk import doctor
-from daemon.desk.checks import arrival, disk, machine
+from daemon.desk.checks import arrival, broker, disk, judging, machine
 from daemon.desk.checks.finding import Finding, Mark, fail, ok, warn
 from daemon.desk.doctor import Check, UnsoundError
 
@@ -147,6 +147,17 @@ def test_a_daemon_that_runs_is_seen_by_its_lock_and_not_hindered(tmp_path: Path)
     assert not machine.runs(tmp_path)
 
 
+def test_a_service_is_seen_where_systemd_keeps_its_state_while_the_configuration_names_none(tmp_path: Path) -> None:
+    services, here = tmp_path / "services", tmp_path / "state"
+    (services / "line1").mkdir(parents=True)
+    with (services / "line1/lock").open("w") as lock:
+        assert not machine.runs(here, services)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert machine.runs(here, services)
+        here.mkdir()
+        assert not machine.runs(here, services)
+
+
 def test_a_gpu_that_is_asked_for_and_not_there_fails(tmp_path: Path) -> None:
     from detectors.devices import describe
 
@@ -271,3 +282,25 @@ def test_a_folder_that_cannot_be_made_is_named_by_its_option(tmp_path: Path) -> 
         (Mark.fail, "state_dir"),
         (Mark.ok, "archive.path"),
     ]
+
+
+# The page of the checks
+
+
+def test_every_check_is_on_its_page_in_its_order() -> None:
+    _, _, table = (ROOT / "docs/doctor.md").read_text().partition("| check | what is tried |")
+    listed = re.findall(r"^\| `([\w ]+)` \|", table.partition("\n\n")[0], re.MULTILINE)
+    assert listed == [check.name for check in (*doctor.files(), *doctor.surroundings())]
+
+
+def test_the_limits_on_the_page_are_those_of_the_program() -> None:
+    page = (ROOT / "docs/doctor.md").read_text()
+    assert f"more than {judging.OLD_DAYS} days" in page
+    assert f"less than {disk.size(machine.LITTLE_GPU)} free, or {machine.HOT_C} °C" in page
+    assert f"less than {broker.SOON_DAYS} days, and of {broker.SLOW_MS:g} ms" in page
+    assert f"within {arrival.FRAME_S:g} s" in page
+    assert f"below {arrival.JUMBO} bytes, of a `net.core.rmem_max` below {disk.size(arrival.BUFFER)}" in page
+    assert f"less than {disk.size(disk.TOO_LITTLE)} free" in page
+    assert f"less than {disk.size(disk.LITTLE)}, of more than {disk.SLOW_MS:g} ms" in page
+    assert f"{disk.size(machine.SPARE)}" in page
+    assert f"before systemd {machine.OLDEST_SYSTEMD}" in page

@@ -17,6 +17,8 @@ from daemon.desk.checks.disk import size
 from daemon.desk.checks.finding import Finding, fail, ok, warn
 
 OLDEST_SYSTEMD = 252
+OF_SERVICES = Path("/var/lib/inspectd")
+"""Where systemd keeps the state folders of the units."""
 HOT_C = 85
 LITTLE_GPU = 1_000_000_000
 SPARE = 500_000_000
@@ -141,7 +143,7 @@ def service(settings: Settings) -> Iterator[Finding]:
             yield ok("machine", f"systemd {version[1] if version else 'of an unknown version'}")
     if settings.metrics is not None and not runs(settings.state_dir):
         yield _metrics_port(settings.metrics)
-    here = f"a daemon runs with {settings.state_dir}: its cameras are left alone"
+    here = "a daemon runs: its cameras are left alone"
     yield ok("machine", here if runs(settings.state_dir) else f"no daemon runs with {settings.state_dir}")
 
 
@@ -160,9 +162,15 @@ def _metrics_port(metrics: Metrics) -> Finding:
     return ok("metrics", f"{place} is free")
 
 
-def runs(state_dir: Path) -> bool:
-    """Whether a daemon holds this state folder now."""
-    return held(state_dir / "lock")
+def runs(state_dir: Path, of_services: Path = OF_SERVICES) -> bool:
+    """Whether a daemon holds this state folder now; while there is none yet, whether a service holds its own.
+
+    A service is given its folder by systemd, which whoever asks outside of it does not see.
+    """
+    locks = [state_dir / "lock"]
+    if not state_dir.exists():
+        locks += [of_services / "lock", *of_services.glob("*/lock")]
+    return any(map(held, locks))
 
 
 def held(path: Path) -> bool:
