@@ -62,6 +62,7 @@ bench: $(INSTALLED)
 # The daemon as a service, docs/service.md; as root. Again to upgrade: what runs keeps the old program until it is
 # restarted, and a failure changes nothing. With DESTDIR, for who makes packages, all but the program.
 install:
+	@[ "$(CURDIR)" != "$(PREFIX)" ] || { echo "$(PREFIX) is for the program; move this repository elsewhere"; exit 1; }
 ifeq ($(DESTDIR),)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) or sys.base_prefix.startswith(("/root", "/home")))' \
 	  || { echo "Services need Python 3.11 or newer outside of /home and /root: make install PYTHON=/usr/bin/python3"; exit 1; }
@@ -90,9 +91,11 @@ endif
 
 # All but what is yours: configurations, models, parts, passwords, and verdicts that no broker has taken.
 uninstall:
-	@if [ -d /run/systemd/system ]; then systemctl disable --now inspectd.target inspectd.service; \
-	  systemctl stop 'inspectd@*.service'; systemctl disable inspectd@.service; fi
-	@rm -rf $(PREFIX) $(UNITS)/systemd/system/inspectd.service $(UNITS)/systemd/system/inspectd@.service \
+	@if [ -d /run/systemd/system ]; then systemctl stop inspectd.target inspectd.service 'inspectd@*.service'; \
+	  systemctl disable --quiet inspectd.service inspectd@.service; fi 2>/dev/null || true
+	@rm -rf $(PREFIX)/.venv $(PREFIX)/venv-* $(PREFIX)/docs $(PREFIX)/inspectd.toml $(PREFIX)/inspectd-*.conf \
+	  $(UNITS)/systemd/system/inspectd.service $(UNITS)/systemd/system/inspectd@.service \
 	  $(UNITS)/systemd/system/inspectd.target $(UNITS)/sysusers.d/inspectd.conf $(UNITS)/tmpfiles.d/inspectd.conf
+	@if [ -d $(PREFIX) ]; then rmdir --ignore-fail-on-non-empty $(PREFIX); fi
 	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "Uninstalled. Yours to delete: /etc/inspectd, /srv/inspectd, /etc/credstore/inspectd*, /var/lib/private/inspectd"

@@ -22,6 +22,7 @@ from config.schema import Recipe as RecipeSettings
 from config.schema import Station as StationSettings
 from daemon import boards, systemd
 from daemon.announcements import Birth, EventKind
+from daemon.archive import Archive
 from daemon.build import (
     build_broker,
     build_challenge,
@@ -86,9 +87,10 @@ class Assembly:
         ConfigError, ArtifactError, CalibrationError: a person must act.
     """
 
-    def __init__(self, settings: Settings, outbox: Outbox, boot_id: str, note: Note) -> None:
+    def __init__(self, settings: Settings, outbox: Outbox, archive: Archive | None, boot_id: str, note: Note) -> None:
         self._settings = settings
         self._outbox = outbox
+        self._archive = archive
         self._boot_id = boot_id
         self._note = note
         self._detectors: WeakValueDictionary[tuple[str, str], Detector] = WeakValueDictionary()
@@ -188,7 +190,7 @@ class Assembly:
             acknowledged=station.acknowledge,
             aborted=unkept(outbox, name),
         )
-        health = StationHealth(name, last_seq, recipes, execution, outbox.counters(name))
+        health = StationHealth(name, last_seq, recipes, execution, outbox.counters(name), self._trouble)
 
         def identity() -> Identity:
             return recipes.current.identity
@@ -205,6 +207,9 @@ class Assembly:
         source = build_source(station, framing, self._settings.state_dir, outbox, health.lost, self.broker, identity())
         overflow = overflow_of(station.source)
         return Station(name, source, recipes, sink, health, execution, mqtt.actuation_ttl_s, overflow)
+
+    def _trouble(self) -> str | None:
+        return None if self._archive is None else self._archive.trouble
 
     def _build_group(self, group: GroupSettings) -> Group:
         """What joins the verdicts of stations that are built already."""

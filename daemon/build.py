@@ -15,13 +15,16 @@ from config import schema
 from config.credentials import read_credentials
 from config.load import ConfigError
 from daemon import images
+from daemon.archive import Archive
 from daemon.challenge import Challenge, ChallengeSet
 from daemon.channel import Overflow
 from daemon.contract import Identity
 from daemon.framing import Framing, FramingError
 from daemon.link import Broker, DeliveryError
+from daemon.messages import Outcome
 from daemon.outbox import Outbox
 from daemon.regions import PLAIN, RegionDetector, Rule, load_mask
+from daemon.retention import Limits
 from daemon.sources.base import Source
 from daemon.sources.folder.source import FolderSource, Order
 from daemon.sources.framed import framed
@@ -69,6 +72,7 @@ def build_source(
                 sidecar=source.sidecar,
                 skip_duplicates=source.skip_duplicates,
                 duplicate=lambda: lost(Drop.DUPLICATE, 1),
+                delete=source.keep == "delete",
             )
         case schema.GenicamSource() | schema.VideoSource() as source:
             built = build_camera(station.name, source, lost)
@@ -238,6 +242,19 @@ def build_challenge(challenge: schema.Challenge, station: str, state_dir: Path) 
         timedelta(minutes=challenge.within_min),
     )
     return Challenge(parts, station, state_dir, holds_station=challenge.holds_station)
+
+
+def build_archive(archive: schema.Archive) -> Archive:
+    """Where images are kept; a folder that cannot be used is its own trouble, and no error here."""
+    gigabytes = {
+        Outcome.FAIL: archive.fail_gb,
+        Outcome.UNCERTAIN: archive.uncertain_gb,
+        Outcome.ERROR: archive.error_gb,
+        Outcome.PASS: archive.pass_gb,
+    }
+    quota = {outcome: int(size * 1e9) for outcome, size in gigabytes.items()}
+    limits = Limits(quota, archive.days, int(archive.free_gb * 1e9))
+    return Archive(archive.path, limits, archive.format, archive.pass_every)
 
 
 def build_broker(mqtt: schema.Mqtt) -> Callable[[], Broker]:

@@ -1,7 +1,7 @@
 """What a station knows of itself: the content of its `state` message, its figures, its alarms, and its status line."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from threading import Lock
 
@@ -27,7 +27,16 @@ log = structlog.get_logger()
 class StationHealth:
     """Figures, conditions and alarms of one station. Any thread may report; any may ask; one updates the alarms."""
 
-    def __init__(self, station: str, last_seq: int, recipes: Recipes, execution: Execution, counters: Counters) -> None:
+    def __init__(
+        self,
+        station: str,
+        last_seq: int,
+        recipes: Recipes,
+        execution: Execution,
+        counters: Counters,
+        archive_trouble: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._archive_trouble = archive_trouble
         self.station = station
         self._recipes = recipes
         self._execution = execution
@@ -143,6 +152,7 @@ class StationHealth:
             AlarmId.CHALLENGE_FAILED: test.detail if test and test.status == "failed" else None,
             AlarmId.CHALLENGE_DUE: test.detail if test and test.status == "due" else None,
             AlarmId.TRIGGER_OVERRUN: self._overrun,
+            AlarmId.DISK_LOW: self._archive_trouble(),
             AlarmId.OUTBOX_HIGH: f"{waiting_verdicts} wait" if waiting_verdicts > OUTBOX_HIGH else None,
             AlarmId.REJECT_RATE_HIGH: f"{rejects} of the last {OF_LAST}" if rejects >= REJECTS_HIGH else None,
             AlarmId.DRIFT: None if quality.drift in {"ok", "off"} else quality.drift,

@@ -19,6 +19,7 @@ import structlog
 
 from config.schema import MOST_VIEWS
 from daemon import contract, judgement, overlay
+from daemon.archive import Archive, Exhibit
 from daemon.channel import Channel, ClosedError, Lanes, Overflow
 from daemon.contract import Identity, Message, Picture
 from daemon.execution import Execution
@@ -39,6 +40,8 @@ RETRY_S = (0.5, 10.0)
 REOPEN_S = 1.0
 """Seconds from one attempt to open a source to the next."""
 PICTURE_INTERVAL_S = 0.5
+ARCHIVED_SIDE = 512
+"""Pixels of the longer side of an archived overlay."""
 FRAMES = 4
 """Images of each station that may wait for the detectors."""
 
@@ -206,9 +209,11 @@ def record(
     groups: Sequence[Group] = (),
     beat: Beat = unwatched,
     count: Callable[[Verdict, str, datetime], None] | None = None,
+    archive: Archive | None = None,
 ) -> None:
     """Make verdicts durable, several in a commit, then let go of their frames. Closes `pictures` at the end.
 
+    Images go into the `archive` first, so that a verdict names none that is not there.
     `count` is told of each verdict, by what recipe, and when it became durable.
 
     While the disk refuses, the stage waits and so holds the line's back-pressure; nothing is let go of.
@@ -219,6 +224,9 @@ def record(
     try:
         for several in concluded.batches(32, beat):
             batch = [one for item in several for one in (item, *item.parts)]
+            if archive is not None:
+                batch = _archived(archive, batch)
+                beat()
             entries = [_entry(item) for item in batch]
             # Of a group no source lets go.
             settled += [item.verdict.capture.id for item in batch if item.verdict.capture.station in of]
@@ -453,6 +461,20 @@ def _conclude(part: Admitted, predicted: _Predicted, station: Station, joins: _J
     measured = None if judged.score is None else prediction
     verdict = replace(verdict, regions=_regions(item, decision, measured, recipe.rule))
     return Concluded(verdict, recipe, item.image if isinstance(item, Frame) else None, measured, parts)
+
+
+def _archived(archive: Archive, batch: Sequence[Concluded]) -> list[Concluded]:
+    """Keep the images that are wanted; the verdicts say from here on where."""
+    refs = archive.keep([_exhibit(item) for item in batch])
+    return [
+        replace(item, verdict=replace(item.verdict, image_ref=ref)) if ref else item
+        for item, ref in zip(batch, refs, strict=True)
+    ]
+
+
+def _exhibit(item: Concluded) -> Exhibit:
+    framing = item.recipe.calibration.provenance.framing
+    return Exhibit(item.verdict, item.recipe.identity, item.image, partial(picture_of, item, ARCHIVED_SIDE), framing)
 
 
 def _entry(item: Concluded) -> Entry:

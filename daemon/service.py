@@ -6,7 +6,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from datetime import time as clock
@@ -21,8 +21,10 @@ from config.load import ConfigError
 from config.schema import Settings
 from daemon import audit, metrics, pipeline, systemd
 from daemon.announcements import EventKind
+from daemon.archive import Archive
 from daemon.assembly import Assembly
 from daemon.audit import Audit
+from daemon.build import build_archive
 from daemon.channel import Channel, Overflow
 from daemon.contract import Identity, Picture
 from daemon.groups import GroupHealth
@@ -64,12 +66,13 @@ def run(read: Callable[[], Settings], wishes: Wishes) -> None:
         ConfigError, ArtifactError, CalibrationError: nothing was started; a person must act.
     """
     settings = read()
-    with _alone(settings.state_dir), metrics.serving(settings) as page:
-        outbox = Outbox(settings.state_dir / "outbox.sqlite3", max_rows=settings.mqtt.outbox_max_rows)
-        try:
-            _Life(settings, read, outbox, page, wishes).live()
-        finally:
-            outbox.close()
+    with (
+        _alone(settings.state_dir),
+        metrics.serving(settings) as page,
+        closing(Outbox(settings.state_dir / "outbox.sqlite3", max_rows=settings.mqtt.outbox_max_rows)) as outbox,
+        nullcontext() if settings.archive is None else closing(build_archive(settings.archive)) as archive,
+    ):
+        _Life(settings, read, outbox, archive, page, wishes).live()
 
 
 def heed_signals() -> Wishes:
@@ -86,11 +89,18 @@ class _Life:
     """Stations, channels and threads of one run."""
 
     def __init__(
-        self, settings: Settings, read: Callable[[], Settings], outbox: Outbox, page: Metrics | None, wishes: Wishes
+        self,
+        settings: Settings,
+        read: Callable[[], Settings],
+        outbox: Outbox,
+        archive: Archive | None,
+        page: Metrics | None,
+        wishes: Wishes,
     ) -> None:
         self._settings = settings
         self._read = read
         self._outbox = outbox
+        self._archive = archive
         self._page = page
         self._stop = wishes.stop
         self._reload = wishes.reload
@@ -100,7 +110,7 @@ class _Life:
         self._hanging: set[str] = set()
         self._challenges: dict[tuple[str, str], str] = {}
         self._journal = Journal(outbox, Audit(settings.state_dir / audit.FILE), lambda name: self._sinks[name].notify())
-        self._assembly = Assembly(settings, outbox, self._boot_id, self._journal.note)
+        self._assembly = Assembly(settings, outbox, archive, self._boot_id, self._journal.note)
         self._sinks, self._stations = self._assembly.sinks, self._assembly.stations
         self._groups = self._assembly.groups
         self._pictures = PictureSink(self._assembly.broker, settings.node)
@@ -147,7 +157,9 @@ class _Life:
             ),
             self._start(
                 "record",
-                lambda beat: pipeline.record(concluded, stations, outbox, pictures, self._stop, groups, beat, count),
+                lambda beat: pipeline.record(
+                    concluded, stations, outbox, pictures, self._stop, groups, beat, count, self._archive
+                ),
             ),
             self._start(
                 "inspect",

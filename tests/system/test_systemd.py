@@ -292,13 +292,12 @@ def test_the_command_of_the_page_checks_a_line_in_its_shoes(line: Line) -> None:
     assert shown is not None
     borrowed = "--setenv=LD_LIBRARY_PATH=/opt/inspectd/python/lib --setenv=OMP_NUM_THREADS=1"
     command = shown[1].replace("\\\n", " ").replace("systemd-run", f"systemd-run {borrowed}", 1).split()
-    done = line.machine.run(*command)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "as user line1" in done.stdout
-    line.machine.run("chmod", "700", "/srv/inspectd/line1")
+    line.machine.run("chmod", "700", "/srv/inspectd/line1")  # no fault for root, nor for those who cannot see
     done = line.machine.run(*command)
     line.machine.run("chmod", "2770", "/srv/inspectd/line1")
-    assert done.returncode == 78
+    assert done.returncode == 78, done.stdout + done.stderr
+    assert "as user line1" in done.stdout
+    assert "1 to be mended" in done.stdout
     assert "/srv/inspectd/line1" in done.stderr
 
 
