@@ -109,7 +109,7 @@ def prepare(folder: Path, port: int) -> tuple[Daemon, list[bytes]]:
         images.append(file.read_bytes())
     daemon = Daemon(folder, folder / "m", port, MORE.format(port=free_port()))
     daemon.config.write_text(
-        'shifts = ["06:00", "14:00", "22:00"]\n'
+        'threads = 1\nshifts = ["06:00", "14:00", "22:00"]\n'
         + daemon.config.read_text().replace('path = "incoming"', 'path = "incoming"\nkeep = "delete"')
     )
     return daemon, images
