@@ -13,7 +13,7 @@ UNITS := $(DESTDIR)/usr/local/lib
 headless = $(1)/python -c 'import cv2' 2>/dev/null || $(1)/pip install --quiet --disable-pip-version-check \
 	  --force-reinstall --no-deps opencv-python-headless==$$($(1)/pip show opencv-python | sed -n 's/^Version: //p')
 
-.PHONY: venv demo test test-long chaos check lint fix bench install uninstall
+.PHONY: venv demo test test-long chaos soak swap check lint fix bench install uninstall
 
 venv: $(INSTALLED)
 
@@ -42,6 +42,14 @@ test-long: $(INSTALLED)
 # make chaos CHAOS="--parts 500 --kills 5 --seed 1"
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.system.chaos $(CHAOS)
+
+# A day of parts, and models that change under load: memory, files, latency. Half an hour, and minutes.
+# make soak SOAK="--parts 10000 --plot soak.png"
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.system.soak $(SOAK)
+
+swap: $(INSTALLED)
+	$(BIN)/python -m tests.system.swap $(SWAP)
 
 check: lint test
 

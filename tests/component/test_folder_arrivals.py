@@ -350,7 +350,7 @@ def test_a_folder_that_may_not_be_changed_is_said_with_its_cure_and_can_be_used_
             (own / "part.png").write_bytes(file_of(pixels(1)))
             own.chmod(0o555)
             with Arrivals(source(own)) as arrivals:
-                assert "chown" in arrivals.failure()
+                assert "chgrp" in arrivals.failure()
             with Arrivals(source(own, ledger=state / "ledger.sqlite")) as arrivals:
                 assert arrivals.frame().capture.part_id == "part"
             own.chmod(0)

@@ -289,7 +289,7 @@ def test_a_folder_that_cannot_be_worked_in_is_said_with_its_cure(folder: Path) -
     with Arrivals(source(folder)) as arrivals:
         failure = arrivals.failure()
     assert str(folder / "processing") in failure
-    assert "chown" in failure
+    assert "chgrp" in failure
 
 
 def test_a_folder_removed_while_it_is_watched_is_noticed_and_taken_up_again(folder: Path) -> None:

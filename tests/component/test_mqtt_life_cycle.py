@@ -587,7 +587,7 @@ def test_a_station_that_is_to_sign_in_anew_uses_the_new_password_and_never_seems
         admit(passwords, NEW)
         broker.reload()
         working.sink.reconnect()
-        subscriber.wait(lambda: len(subscriber.of("status")) >= 2, "the station to say again that it is there")  # noqa: PLR2004 -- once each
+        subscriber.wait(lambda: len(subscriber.of("status")) >= 2, "the station to say again that it is there")
         working.keep(1)
         working.empty()
         assert {message.content["online"] for message in subscriber.of("status")} == {True}

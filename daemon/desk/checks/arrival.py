@@ -122,7 +122,8 @@ def _first(name: str, source: GenicamSource | VideoSource) -> Frame | Unreadable
 
 def _moving(subject: str, path: Path) -> Finding:
     """Write a file that no daemon takes, claim it as one would, and take it away."""
-    cure = f"give the folder to the daemon's user (chown -R inspectd {path}), on one file system, with room on its disk"
+    let_in = f"chgrp -R inspectd {path}; chmod -R g+rwX {path}"
+    cure = f"let the daemon's group in ({let_in}), on one file system, with room on its disk"
     rooms = [path / room for room in ROOMS if (path / room).is_dir()]
     try:
         with tempfile.NamedTemporaryFile(dir=path, prefix=".doctor.", delete=False) as file:

@@ -31,7 +31,7 @@ def own_folders(settings: Settings) -> Iterator[Finding]:
     for option, folder in folders.items():
         place = nearest(folder)
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            cure = f"give it to the daemon's user (chown -R inspectd), or name another in {option}"
+            cure = f"let the daemon's user write it, or name another in {option}"
             yield fail(option, f"{folder} cannot be written by this user", cure)
         else:
             yield ok(option, f"{folder}" if folder.exists() else f"{folder}, which the first run makes")

@@ -95,7 +95,7 @@ def clock(settings: Settings) -> Iterator[Finding]:
 def rights(settings: Settings) -> Iterator[Finding]:
     """Who may read what is secret, and whether this user's rights are the service's."""
     if os.geteuid() == 0:
-        cure = "run it as the service's user: sudo -u inspectd inspectd doctor --config FILE"
+        cure = "run it in the service's shoes: docs/service.md, Try it"
         yield warn("rights", "run by root, who may do all: the rights of the service's user are not tried", cure)
     mqtt = settings.mqtt
     secret = {"password_file": mqtt.password_file, "key_file": mqtt.tls.key_file if mqtt.tls else None}

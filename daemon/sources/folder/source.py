@@ -385,9 +385,11 @@ def examine(folder: Path, *, writable: bool = True) -> None:
             message says how to mend it.
     """
     rights = os.R_OK | os.X_OK | (os.W_OK if writable else 0)
-    rooms = [folder / room for room in ROOMS if (folder / room).exists()] if writable else []
-    for place in (folder, *rooms):
-        if not place.is_dir():
+    for place in (folder, *(folder / room for room in ROOMS if writable)):
+        there = os.access(place, os.F_OK)  # unlike `exists` it says no, too, where nobody may look
+        if not there and place != folder:
+            continue
+        if not there or not place.is_dir():
             raise _unavailable(folder, NotADirectoryError(f"there is no folder {place}"), writable=writable)
         if not os.access(place, rights, effective_ids=True):
             done = "change" if writable else "read"
@@ -395,10 +397,11 @@ def examine(folder: Path, *, writable: bool = True) -> None:
 
 
 def _unavailable(folder: Path, error: OSError, *, writable: bool) -> SourceUnavailableError:
-    if not folder.is_dir():
-        cure = f"mount it, or create it (mkdir -p {folder}) and give it to the daemon's user (chown)"
+    let_in = f"chgrp -R inspectd {folder}; chmod -R g+rwX {folder}"
+    if not os.access(folder, os.F_OK):
+        cure = f"mount it, or create it (mkdir -p {folder}) and let the daemon's group in ({let_in})"
     elif writable:
-        cure = f"give it to the daemon's user (chown -R inspectd {folder}), and see to space on its disk"
+        cure = f"let the daemon's group in ({let_in}), and see to space on its disk"
     else:
         cure = f"let the daemon's user read it (chmod o+rx {folder})"
     return SourceUnavailableError(f"the folder {folder} cannot be used: {error}; {cure}")
