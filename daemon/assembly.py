@@ -89,6 +89,7 @@ class Assembly:
 
     def __init__(self, settings: Settings, outbox: Outbox, archive: Archive | None, boot_id: str, note: Note) -> None:
         self._settings = settings
+        self._config_sha256 = _digest(settings)
         self._outbox = outbox
         self._archive = archive
         self._boot_id = boot_id
@@ -123,6 +124,7 @@ class Assembly:
         read_broker, credentials = build_broker(running.mqtt), fingerprint(running.mqtt)
         fresh = {station.name: self._renew(station) for station in running.stations}
         self._settings, made = running, differences(before, running)
+        self._config_sha256 = _digest(running)
         for name, new in fresh.items():
             made += new.made
             self.stations[name].recipes.replace(new.loads, new.identities, new.recipes)
@@ -355,11 +357,15 @@ class Assembly:
             source_place=place_of(station.source),
             actuation_ttl_ms=int(mqtt.actuation_ttl_s * 1000),
             max_packet_bytes=mqtt.max_packet_bytes,
-            config_sha256=hashlib.sha256(self._settings.model_dump_json().encode()).hexdigest(),
+            config_sha256=self._config_sha256,
             leaves=[leaf for leaf in TOPICS if not leaf.startswith(off)],
             recipes=[recipe.name for recipe in station.recipes],
             commands=list(Action),
         )
+
+
+def _digest(settings: Settings) -> str:
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
 
 
 def _told(station: str, was: Identity | None, now: Identity) -> list[str]:

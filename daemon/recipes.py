@@ -101,17 +101,16 @@ class Recipes:
     ) -> None:
         """Let others take the place of all, from the next part on. What is prepared keeps its name.
 
+        If there is none of that name any more, for it was prepared a moment ago, parts are judged by the old one still.
+
         Args:
             loads: of all the names that there are from now on, by their numbers.
             identities: of the same.
             fresh: what was loaded anew, verified; others that are in memory stay.
-
-        Raises:
-            KeyError: what is prepared is none of these; nothing has changed.
         """
         with self._lock:
             recent = {name: fresh.get(name, recipe) for name, recipe in self._recent.items() if name in loads}
-            self._current = recent[self._current.name]
+            self._current = recent.get(self._current.name, self._current)
             self._recent, self._loads, self._known = recent, dict(loads), dict(identities)
 
     def _hold(self, recipe: Recipe) -> None:

@@ -328,8 +328,9 @@ def test_the_service_manager_hears_when_it_is_ready_and_when_it_stops(daemon: Da
         manager.bind(str(daemon.folder / "notify"))
         manager.settimeout(60)
         daemon.start({"NOTIFY_SOCKET": str(daemon.folder / "notify")})
-        first = manager.recv(4096).decode()
-        assert first.startswith("READY=1\nSTATUS=cam1:")
+        assert manager.recv(4096).decode().startswith("EXTEND_TIMEOUT_USEC=120000000\nSTATUS=loading ")
+        assert manager.recv(4096).decode().startswith("READY=1\nSTATUS=cam1:")
+        assert manager.recv(4096).decode().startswith("WATCHDOG=1\nSTATUS=cam1:")
         write_part(daemon.incoming / "first.png", 1)
         eventually(
             lambda: "1 PASS" in (said := manager.recv(4096).decode()) or "1 FAIL" in said, "the count in the status"

@@ -310,8 +310,12 @@ def test_the_journal_finds_rejects_by_their_fields(line: Line) -> None:
         by_id = verdicts(listener)
     for outcome in ("PASS", "FAIL"):
         of = {v["part_id"] for v in by_id.values() if v["verdict"] == outcome}
-        found = {entry["PART_ID"] for entry in line.entries("STATION=cam1", f"VERDICT={outcome}")}
-        assert found & {v["part_id"] for v in by_id.values()} == of
+
+        def found(outcome: str = outcome) -> set[str]:
+            return {entry["PART_ID"] for entry in line.entries("STATION=cam1", f"VERDICT={outcome}")}
+
+        eventually(lambda of=of: found() >= of, f"the journal to have each {outcome}")  # it hears after the broker does
+        assert found() & {v["part_id"] for v in by_id.values()} == of
 
 
 def test_a_line_stops_in_order_and_one_configuration_alone_takes_over_its_folder_until_the_target_stops(

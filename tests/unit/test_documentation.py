@@ -115,7 +115,7 @@ def test_the_smallest_configuration_of_the_readme_is_one(tmp_path: Path) -> None
 def test_every_command_of_the_readme_exists_with_its_options() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined] # a group
     shown = re.findall(r"^inspectd (\w+)(.*?)(?:#|$)", README, re.MULTILINE)
-    assert {name for name, _ in shown} >= {"train", "predict", "check", "run"}
+    assert {name for name, _ in shown} >= {"train", "predict", "doctor", "run"}
     for name, arguments in shown:
         known = {option for parameter in commands[name].params for option in parameter.opts}
         assert set(re.findall(r"--[a-z-]+", arguments)) <= known

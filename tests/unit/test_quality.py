@@ -105,7 +105,7 @@ def test_a_drift_is_logged_when_it_begins_and_when_it_ends() -> None:
         stream(quality, 100, seed=4)
     assert quality.report().drift == "ok"
     assert [(entry["log_level"], entry.get("drift")) for entry in logs] == [("warning", "light"), ("info", None)]
-    assert logs[0]["brightness"] == "down"
+    assert logs[0]["alarming"]["brightness"] == "down"
     assert "no threshold was moved" in logs[0]["event"]
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
-import pytest
 
 from calibration.calibration import Provenance, fit
 from daemon.contract import Identity
@@ -90,11 +89,11 @@ def test_what_is_not_new_stays_as_it_is() -> None:
     assert (recipes.current, recipes.loaded("b")) == before
 
 
-def test_a_configuration_without_what_is_prepared_changes_nothing() -> None:
+def test_what_is_prepared_judges_on_even_if_it_is_taken_away() -> None:
     recipes = Recipes(Shelf("a", "b").loads, "b")
-    other = Shelf("a")
-    fresh = {"a": other.loads["a"]()}
-    with pytest.raises(KeyError):
-        recipes.replace(other.loads, {"a": fresh["a"].identity}, fresh)
-    assert [one.recipe for one in recipes.identities] == ["a", "b"]
-    assert recipes.current.name == "b"
+    before, other = recipes.current, Shelf("a")
+    recipes.replace(other.loads, {"a": other.loads["a"]().identity}, {})
+    assert [one.recipe for one in recipes.identities] == ["a"]
+    assert recipes.current is before
+    recipes.prepare(recipes.load("a"))
+    assert recipes.current.name == "a"
