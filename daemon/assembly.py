@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from threading import Event
 from weakref import WeakValueDictionary
 
 import structlog
@@ -41,7 +42,7 @@ from daemon.framing import Framing
 from daemon.fusion import Fusion, Key
 from daemon.groups import GroupHealth
 from daemon.health import StationHealth
-from daemon.link import Broker
+from daemon.link import Broker, DeliveryError, Link
 from daemon.outbox import Outbox
 from daemon.pipeline import Group, Station
 from daemon.quality import StationQuality
@@ -55,6 +56,8 @@ log = structlog.get_logger()
 
 Note = Callable[[Identity, EventKind, str, str, str], None]
 
+TRIAL_S = 5.0
+"""Seconds that the broker has to say whether it takes other credentials."""
 LOADING_S = 120.0
 """Seconds that one model may take to be ready, on a slow disk and a slow machine."""
 
@@ -95,6 +98,7 @@ class Assembly:
         self._boot_id = boot_id
         self._note = note
         self._detectors: WeakValueDictionary[tuple[str, str], Detector] = WeakValueDictionary()
+        self._in_use = False
         self._proven: set[tuple[str, str, str]] = set()
         self._watched: dict[tuple[str, str], tuple[ChallengeSettings | None, StationQuality]] = {}
         self._read_broker = build_broker(settings.mqtt)
@@ -102,6 +106,7 @@ class Assembly:
         self.sinks: dict[str, StationSink] = {}
         self.stations = {station.name: self._build(station) for station in settings.stations}
         self.groups = {group.name: self._build_group(group) for group in settings.groups}
+        self._in_use = True
 
     def broker(self) -> Broker:
         """Where to publish, and as whom, by the newest configuration. Any thread may ask.
@@ -111,18 +116,26 @@ class Assembly:
         """
         return self._read_broker()
 
-    def reload(self, wanted: Settings) -> Changes:
+    def reload(self, wanted: Settings, stop: Event) -> Changes:
         """Let what stations judge by, and the credentials, become as they are wanted: all of it, or nothing.
 
         What is new is loaded, run and verified beside what judges; then one takes the other's place between two parts.
         One thread at a time, beside those that inspect.
 
         Raises:
-            ConfigError, ArtifactError, CalibrationError: nothing has changed; a person must act.
+            ConfigError, ArtifactError, CalibrationError: nothing has changed; a person must act, but after a `stop`.
         """
         before, running = self._settings, adopt(self._settings, wanted)
         read_broker, credentials = build_broker(running.mqtt), fingerprint(running.mqtt)
-        fresh = {station.name: self._renew(station) for station in running.stations}
+        other_credentials = before.mqtt != running.mqtt or credentials != self._credentials
+        if other_credentials:
+            _try(read_broker, f"inspectd.{running.node}.reload")
+        watched = dict(self._watched)
+        try:
+            fresh = {station.name: self._renew(station, stop) for station in running.stations}
+        except BaseException:
+            self._watched = watched
+            raise
         self._settings, made = running, differences(before, running)
         self._config_sha256 = _digest(running)
         for name, new in fresh.items():
@@ -131,13 +144,13 @@ class Assembly:
         self._read_broker = read_broker
         if credentials != self._credentials:
             made.append("mqtt: the password, a certificate or the key has another content")
-        if before.mqtt != running.mqtt or credentials != self._credentials:
+        if other_credentials:
             for sink in self.sinks.values():
                 sink.reconnect()
         self._credentials = credentials
         return Changes(made, differences(running, wanted))
 
-    def _renew(self, station: StationSettings) -> _Fresh:
+    def _renew(self, station: StationSettings, stop: Event) -> _Fresh:
         """Load what is other than it was when it was last loaded."""
         recipes, framing = self.stations[station.name].recipes, build_framing(station.framing)
         loads = self._loads(station, framing)
@@ -151,11 +164,17 @@ class Assembly:
         fresh: dict[str, Recipe] = {}
         made: list[str] = []
         for name, load in loads.items():
-            identity = known.get(name)
-            if identity is None or not self._is_as_loaded(station, framing, identity):
-                fresh[name] = load()
-                made += _told(station.name, identity, fresh[name].identity)
-            identities[name] = fresh[name].identity if name in fresh else known[name]
+            if stop.is_set():
+                raise ConfigError("the daemon stops")
+            was = known.get(name)
+            if was is not None and self._is_as_loaded(station, framing, was):
+                identities[name] = was
+                continue
+            recipe = load()
+            identities[name] = recipe.identity
+            made += _told(station.name, was, recipe.identity)
+            if recipes.loaded(name):  # others were to be tried, and need not stay in memory
+                fresh[name] = recipe
         return _Fresh(loads, identities, fresh, made)
 
     def _is_as_loaded(self, station: StationSettings, framing: Framing, identity: Identity) -> bool:
@@ -305,7 +324,7 @@ class Assembly:
                 calibration=calibration.id,
             )
         elif proof not in self._proven:
-            free = build() if shared else detector  # the shared one may be judging
+            free = build() if shared and self._in_use else detector  # the shared one may be judging
             known.verify([free.predict([image])[0].anomaly_score for image in known.images])
             self._proven.add(proof)
         if missing := shortage(calibration):
@@ -338,8 +357,10 @@ class Assembly:
     def _watch(self, station: str, index: int, recipe: RecipeSettings, calibration: Calibration) -> StationQuality:
         """What watches a recipe's parts: what did so until now, if it knows the same calibration and challenge test."""
         tested, quality = self._watched.get((station, recipe.name), (None, None))
-        if quality is not None and quality.calibration.id == calibration.id and tested == recipe.challenge:
-            return quality
+        if quality is not None and tested == recipe.challenge:
+            # A failed challenge test holds the station until it passes, whatever is calibrated meanwhile.
+            as_calibrated = quality.calibration.id == calibration.id
+            return quality if as_calibrated else StationQuality(station, calibration, quality.challenge)
         # A station that was given recipes later goes on with the result that it has.
         name = station if index == 1 else f"{station}.{recipe.name}"
         state_dir = self._settings.state_dir
@@ -362,6 +383,19 @@ class Assembly:
             recipes=[recipe.name for recipe in station.recipes],
             commands=list(Action),
         )
+
+
+def _try(read_broker: Callable[[], Broker], client_id: str) -> None:
+    """Sign in once, so that no station is cut off for a password that the broker does not take.
+
+    Raises:
+        ConfigError: the broker refuses us; one that is away is no reason.
+    """
+    try:
+        Link(read_broker(), client_id, timeout_s=TRIAL_S).close()
+    except DeliveryError as error:
+        if error.refused:
+            raise ConfigError(f"[mqtt]: {error}") from error
 
 
 def _digest(settings: Settings) -> str:

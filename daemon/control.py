@@ -107,7 +107,8 @@ class _Loading:
         self.recipe: Recipe | None = None
         self.fault = ""
         self._recipes = recipes
-        self._thread = Thread(target=self._load, name=f"load {wanted.recipe}")
+        # A load that hangs must not hold up the end of the process.
+        self._thread = Thread(target=self._load, name=f"load {wanted.recipe}", daemon=True)
         self._thread.start()
 
     @property

@@ -84,11 +84,11 @@ class StationHealth:
         """A trigger gets neither a part nor a verdict."""
         self.counters.trigger_lost()
 
-    def frame_arrived(self, part_id: str, *, seen: bool) -> None:
+    def frame_arrived(self, *, seen: bool, challenge: bool = False) -> None:
         """A part was seen, or only heard of. Those of the challenge test are in no figure."""
         if seen:
             self._last_frame = time.monotonic()
-        if not self.quality.is_challenge(part_id):
+        if not challenge:
             self.counters.arrived()
 
     def concluded(self, verdict: Verdict) -> None:

@@ -122,6 +122,11 @@ def without_secrets(_logger: object, _method: str, entry: Entry) -> Entry:
     return {key: _shown(key, value) for key, value in entry.items()}
 
 
+def redacted(text: str) -> str:
+    """A text without names and passwords in URLs, their queries, and private keys."""
+    return _PRIVATE.sub("…", _QUERY.sub(r"\1…", _LOGIN.sub("…@", text)))
+
+
 def fields(entry: Entry, message: str) -> dict[str, str | int]:
     """An entry as the journal's fields: `message`, its priority, and each fact that there is.
 
@@ -215,7 +220,7 @@ def _shown(key: str, value: Any) -> Any:
         return {str(inner): _shown(str(inner), one) for inner, one in value.items()}
     if isinstance(value, list | tuple):
         return [_shown(key, one) for one in value]
-    return _PRIVATE.sub("…", _QUERY.sub(r"\1…", _LOGIN.sub("…@", str(value))))
+    return redacted(str(value))
 
 
 def _field(key: str) -> str:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+import structlog
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -27,7 +28,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from ulid import ULID
 
-from config.load import ConfigError
 from config.schema import Settings
 from daemon.alarms import DEFINITIONS
 from daemon.canaries import CAUSES
@@ -40,6 +40,8 @@ from daemon.pipeline import Group, Station
 from daemon.recipes import Recipe
 from daemon.stats import Stats
 from detectors import devices
+
+log = structlog.get_logger()
 
 DRIFTS = ("off", "ok", *dict.fromkeys(CAUSES.values()), "product")
 CHALLENGES = ("off", "ok", "due", "failed")
@@ -157,43 +159,40 @@ class Metrics:
 def serving(settings: Settings) -> Iterator[Metrics | None]:
     """Answer Prometheus for as long as the context is open; None, and nothing, without a section `[metrics]`.
 
-    Raises:
-        ConfigError: the port is taken, or may not be listened at.
-        OSError: the address is not, or not yet, this machine's.
+    None, too, where nobody may listen there, which is said in the log: no figure is worth a line that stands.
     """
     if settings.metrics is None:
         yield None
         return
     host, port = settings.metrics.host, settings.metrics.port
-    metrics = Metrics(settings)
+    metrics, served = Metrics(settings), None
     try:
-        server, thread = start_http_server(port, host, metrics.registry)
+        served = start_http_server(port, host, metrics.registry)
     except OSError as error:
-        raise _refusal(host, port, error) from error
+        log.warning("Prometheus is not answered; inspection goes on", reason=_refusal(host, port, error))
     try:
-        yield metrics
+        yield metrics if served else None
     finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        if served:
+            server, thread = served
+            server.shutdown()
+            thread.join()
+            server.server_close()
 
 
-def _refusal(host: str, port: int, error: OSError) -> Exception:
+def _refusal(host: str, port: int, error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return ConfigError(
+            return (
                 f"metrics.port: {port} of {host} is taken by another program, an inspectd perhaps; choose another "
-                "port under [metrics], or stop that program"
+                "port under [metrics], or stop that program, and restart"
             )
         case errno.EACCES:
-            return ConfigError(
-                f"metrics.port: {port} may not be listened at by this user; choose one above 1023 under [metrics]"
-            )
+            return f"metrics.port: {port} may not be listened at by this user; choose one above 1023 under [metrics]"
         case _:
-            # An address comes late where the network does, so that systemd shall try again.
-            return OSError(
+            return (
                 f"metrics.host: {host} is no address of this machine ({error.strerror}); correct it under [metrics], "
-                "or take the section away"
+                "or restart when the network is there"
             )
 
 

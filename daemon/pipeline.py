@@ -145,7 +145,7 @@ def _admit(item: Frame | Unreadable | None, station: Station, frames: Lanes[Admi
     recipe = station.recipes.current
     for part in station.execution.admit(item):
         seen = isinstance(part, Frame) or part.cause in {Reason.DECODE_FAILED, Reason.INCOMPLETE_FRAME}
-        station.health.frame_arrived(part.capture.part_id, seen=seen)
+        station.health.frame_arrived(seen=seen, challenge=recipe.quality.is_challenge(part.capture.part_id))
         overflow = Overflow.WAIT if part.capture.trigger else station.overflow
         going_on = part
         if overflow is Overflow.EXCEED and frames.full(station.name):
@@ -235,6 +235,7 @@ def record(
                 return
             settled, kept_at = [], datetime.now(UTC)
             for item in batch:
+                beat()
                 capture, decision = item.verdict.capture, item.verdict.decision
                 if count is not None:
                     count(item.verdict, item.recipe.name, kept_at)

@@ -51,6 +51,11 @@ class StationQuality:
         """What it is compared with."""
         return self._calibration
 
+    @property
+    def challenge(self) -> Challenge | None:
+        """The challenge test, if there is one."""
+        return self._challenge
+
     def is_challenge(self, part_id: str) -> bool:
         """Whether a part is one of the challenge test's."""
         return self._challenge is not None and self._challenge.recognises(part_id)

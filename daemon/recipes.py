@@ -31,7 +31,7 @@ class Recipe:
 
 
 Load = Callable[[], Recipe]
-"""Makes a recipe ready to judge: reads, warms up and verifies its model. Takes seconds; may raise what `build` does."""
+"""Makes a recipe ready to judge, its model proven. Takes seconds; may raise what `build` does."""
 
 
 class Recipes:
@@ -91,8 +91,11 @@ class Recipes:
         return loaded or load()
 
     def prepare(self, recipe: Recipe) -> None:
-        """Judge what comes from now on by it."""
+        """Judge what comes from now on by it, or by what has taken its place meanwhile."""
         with self._lock:
+            present = self._recent.get(recipe.name)
+            if present is not None and self._known[recipe.name] != recipe.identity:
+                recipe = present
             self._hold(recipe)
             self._current = recipe
 

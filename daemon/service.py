@@ -5,6 +5,7 @@ import fcntl
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -19,10 +20,10 @@ import structlog
 
 from config.load import ConfigError
 from config.schema import Settings
-from daemon import audit, metrics, pipeline, systemd
+from daemon import audit, logs, metrics, pipeline, systemd
 from daemon.announcements import EventKind
 from daemon.archive import Archive
-from daemon.assembly import Assembly
+from daemon.assembly import LOADING_S, Assembly
 from daemon.audit import Audit
 from daemon.build import build_archive
 from daemon.channel import Channel, Overflow
@@ -42,8 +43,9 @@ from detectors.devices import batch_size
 DRAIN_S = 8.0
 TICK_S = 1.0
 """How often the alarms are looked after, and systemd is told."""
-PATIENCE_S, PATIENCE_WITH_SOURCES_S, PATIENCE_WITH_BROKERS_S = 20.0, 60.0, 120.0
-"""Seconds without a sign of life after which a stage hangs: one that computes; waits for a camera; for a broker."""
+PATIENCE_S, PATIENCE_OUTSIDE_S, PATIENCE_WITH_SOURCES_S = 20.0, 120.0, 300.0
+"""Seconds without a sign of life after which a stage hangs: one that computes; one that waits for a disk, a broker or a
+name server; one that waits for a camera's driver, or lists a folder on a network."""
 
 log = structlog.get_logger()
 
@@ -108,6 +110,9 @@ class _Life:
         self._failures: list[BaseException] = []
         self._pulses: dict[str, Pulse] = {}
         self._hanging: set[str] = set()
+        self._looked_at = time.monotonic()
+        self._renewal: Thread | None = None
+        self._renewal_began = 0.0
         self._challenges: dict[tuple[str, str], str] = {}
         self._journal = Journal(outbox, Audit(settings.state_dir / audit.FILE), lambda name: self._sinks[name].notify())
         self._assembly = Assembly(settings, outbox, archive, self._boot_id, self._journal.note)
@@ -138,7 +143,7 @@ class _Life:
         count = None if self._page is None else self._page.observe
 
         sinks = [
-            self._start(f"mqtt {name}", partial(sink.run, drained, DRAIN_S), PATIENCE_WITH_BROKERS_S)
+            self._start(f"mqtt {name}", partial(sink.run, drained, DRAIN_S), PATIENCE_OUTSIDE_S)
             for name, sink in self._sinks.items()
         ]
         back = [
@@ -154,12 +159,14 @@ class _Life:
                     more=[*([Picture.MAP] if mqtt.maps else []), *([Picture.SOURCE] if mqtt.sources else [])],
                     beat=beat,
                 ),
+                PATIENCE_OUTSIDE_S,
             ),
             self._start(
                 "record",
                 lambda beat: pipeline.record(
                     concluded, stations, outbox, pictures, self._stop, groups, beat, count, self._archive
                 ),
+                PATIENCE_OUTSIDE_S,
             ),
             self._start(
                 "inspect",
@@ -180,6 +187,8 @@ class _Life:
         _join(front)
         frames.close()
         _join(back)
+        if self._renewal is not None:
+            self._renewal.join()
         why = str(self._failures[0]) if self._failures else "as it was asked to"
         for name in names:
             self._journal.note(self._identity(name), EventKind.STOPPED, version("inspectd"), why)
@@ -218,17 +227,11 @@ class _Life:
             fusion = group.fusion
             what = f"views {', '.join(fusion.views)} of one {fusion.by} within {fusion.within_s:g} s"
             self._journal.note(self._identity(name), EventKind.STARTED, version("inspectd"), what)
-        renewal: Thread | None = None
         while not self._stop.wait(TICK_S):
             self._look_after_alarms()
             self._look_after_figures()
             self._look_after_stages()
-            if self._reload.is_set() and (renewal is None or not renewal.is_alive()):
-                self._reload.clear()
-                renewal = threading.Thread(target=self._renew, name="reload")
-                renewal.start()
-        if renewal is not None:
-            renewal.join()
+            self._look_after_wishes()
 
     def _start(self, name: str, stage: Callable[[Beat], None], patience_s: float = PATIENCE_S) -> Thread:
         pulse = self._pulses[name] = Pulse(patience_s)
@@ -270,7 +273,10 @@ class _Life:
 
     def _look_after_stages(self) -> None:
         """Tell systemd that all stages move, or which one hangs, so that it starts the daemon afresh."""
-        hanging = {name for name, pulse in self._pulses.items() if pulse.hangs}
+        # Where this thread itself was held up, the whole machine may have been: then the stages have a second more.
+        paused = time.monotonic() - self._looked_at > PATIENCE_S / 4
+        self._looked_at = time.monotonic()
+        hanging = set() if paused else {name for name, pulse in self._pulses.items() if pulse.hangs}
         for name in hanging - self._hanging:
             log.critical("a stage hangs; systemd restarts the service, elsewhere restart it by hand", stage=name)
         self._hanging = hanging
@@ -279,11 +285,24 @@ class _Life:
         else:
             systemd.alive(self._summary())
 
+    def _look_after_wishes(self) -> None:
+        """Read the configuration anew if that is wished, once after another."""
+        if not self._reload.is_set():
+            return
+        if self._renewal is not None and self._renewal.is_alive():
+            if time.monotonic() - self._renewal_began > LOADING_S:
+                log.error("the configuration is still being read anew; restart the service if that hangs")
+            return
+        self._reload.clear()
+        self._renewal = threading.Thread(target=self._renew, name="reload", daemon=True)
+        self._renewal_began = time.monotonic()
+        self._renewal.start()
+
     def _renew(self) -> None:
         """Read the configuration anew; one that is wrong changes nothing. A thread's root."""
         systemd.reloading()
         try:
-            changes = self._assembly.reload(self._read())
+            changes = self._assembly.reload(self._read(), self._stop)
         except Exception as error:  # noqa: BLE001 -- whatever it is, what runs goes on
             log.error("the configuration is refused; nothing is changed", reason=str(error))  # noqa: TRY400 -- no bug of ours
             subject, lines = "refused", str(error).splitlines()
@@ -291,6 +310,8 @@ class _Life:
             log.info("the configuration is read anew", changed=changes.made, after_a_restart=changes.waiting)
             subject = "done"
             lines = [*changes.made, *(f"after a restart: {line}" for line in changes.waiting)] or ["nothing new"]
+        self._pictures.reconnect()
+        lines = [_public(line) for line in lines]
         for name in self._stations:
             others = [f"station[{other}]" for other in self._stations if other != name]
             told = [line for line in lines if not any(other in line for other in others)]
@@ -305,6 +326,13 @@ class _Life:
     def _healths(self) -> dict[str, StationHealth | GroupHealth]:
         stations = {name: station.health for name, station in self._stations.items()}
         return {**stations, **{name: group.health for name, group in self._groups.items()}}
+
+
+def _public(change: str) -> str:
+    """A line about the configuration as everybody may read it: without the passwords that URLs may hold."""
+    key, _, values = logs.redacted(change).partition(": ")
+    before, arrow, after = values.partition(" → ")
+    return f"{key}: changed" if arrow and before == after else f"{key}: {values}".removesuffix(": ")
 
 
 def _join(threads: Sequence[Thread]) -> None:

@@ -11,13 +11,11 @@ def ready(status: str) -> None:
     _notify("READY=1", f"STATUS={status}")
 
 
-def status(text: str) -> None:
-    """The line that `systemctl status` shows."""
-    _notify(f"STATUS={text}")
-
-
 def alive(status: str) -> None:
-    """All stages move. systemd restarts a service that stops saying so for its WatchdogSec."""
+    """All stages move; and the line that `systemctl status` shows.
+
+    A service that stops saying so for its WatchdogSec is started afresh.
+    """
     _notify("WATCHDOG=1", f"STATUS={status}")
 
 

@@ -264,12 +264,18 @@ class PictureSink:
         self._link: Link | None = None
         self._next_try = 0.0
         self._unsent: set[int] = set()
+        self._stale = Event()
         self.dropped = 0
+
+    def reconnect(self) -> None:
+        """Sign in anew for the next picture. Any thread may call."""
+        self._stale.set()
 
     def show(self, message: Message) -> None:
         """Send a picture, or drop and count it."""
-        if self._link is not None and self._link.lost is not None:
+        if self._link is not None and (self._link.lost is not None or self._stale.is_set()):
             self.close()
+        self._stale.clear()
         if self._link is None and time.monotonic() >= self._next_try:
             with suppress(DeliveryError):  # the station's own session reports a broker that is away
                 self._link = Link(self._broker(), self._client_id, timeout_s=PICTURE_CONNECT_TIMEOUT_S)

@@ -861,7 +861,7 @@ def test_the_state_is_of_now_however_often_it_is_asked_for_under_one_id(cell: Ca
 
 def test_figures_begin_anew_on_demand(cell: Callable[..., Cell]) -> None:
     made = cell()
-    made.health.frame_arrived("one", seen=True)
+    made.health.frame_arrived(seen=True)
     assert made.health.counters.snapshot(datetime.now(UTC)).pending == 1
     since = made.health.counters.snapshot(datetime.now(UTC)).since
     assert made.do("reset_stats", "r")["code"] == 0

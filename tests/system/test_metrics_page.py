@@ -9,7 +9,7 @@ from urllib.request import urlopen
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.brokers import DEADLINE_S, HOST, Broker, Subscriber, eventually, free_port
-from tests.system.conftest import Run, write_part
+from tests.system.conftest import write_part
 from tests.system.test_daemon import Daemon, verdicts
 
 
@@ -62,14 +62,17 @@ def test_what_a_running_daemon_has_judged_is_on_its_page_until_its_end(
     assert figures(port) == {}
 
 
-def test_a_port_that_is_taken_ends_the_daemon_with_78_before_a_model_is_loaded(
-    tmp_path: Path, model: Path, inspectd: Run
+def test_a_port_that_is_taken_does_not_stop_the_line(
+    tmp_path: Path, model: Path, mosquitto: Callable[..., Broker]
 ) -> None:
+    broker = mosquitto()
+    subscriber = Subscriber(broker.port, "inspectd/#")
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
-        daemon = Daemon(tmp_path, model, free_port(), f"[metrics]\nport = {port}")
-        done = inspectd("run", "--config", daemon.config)
-    assert done.returncode == 78
-    assert f"metrics.port: {port} of {HOST} is taken" in done.stderr
-    assert "loading the model" not in done.stderr
-    assert not (tmp_path / "state/outbox.sqlite3").exists()
+        daemon = Daemon(tmp_path, model, broker.port, f"[metrics]\nport = {port}")
+        daemon.start()
+        write_part(daemon.incoming / "part.png", 1)
+        subscriber.wait(lambda: subscriber.of("verdict"), "a verdict")
+        assert daemon.end() == 0
+    subscriber.close()
+    assert f"metrics.port: {port} of {HOST} is taken" in daemon.said()

@@ -1,9 +1,13 @@
-"""The configuration read anew while parts come: models, thresholds and recipes change, no part is lost."""
+"""The configuration read anew while parts come: models, thresholds and recipes change, no part is lost.
+
+One daemon serves all these tests; each begins by the configuration that the daemon was started with.
+"""
 
 import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +15,15 @@ from typing import Any
 
 import pytest
 
-from tests.brokers import Broker, Subscriber
+from tests.brokers import Subscriber, find_mosquitto, mosquitto
 from tests.system.conftest import Run, write_part
 from tests.system.test_daemon import Daemon, verdicts
+
+SECOND = '[[station]]\nname = "cam2"\nmodel = "{model}"\n[station.source]\ntype = "folder"\npath = "second"\n'
+CHALLENGE = (
+    '\n[station.challenge]\nname = "box 3"\ngood = ["G1"]\nbad = ["B1"]\nholds_station = true\n'
+    "[station.source]\n"  # goes on
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +35,35 @@ def other(inspectd: Run, data: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-@pytest.fixture
-def line(tmp_path: Path, model: Path, mosquitto: Callable[..., Broker]) -> Iterator["Line"]:
-    broker = mosquitto()
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator["Line"]:
+    if find_mosquitto() is None or shutil.which("mosquitto_passwd") is None:
+        pytest.skip("Mosquitto is not installed (apt-get install mosquitto)")
+    folder = tmp_path_factory.mktemp("reload")
+    accounts = folder / "accounts"
+    accounts.touch(0o700)
+    for user in ("edge", "edge2"):
+        subprocess.run(["mosquitto_passwd", "-b", str(accounts), user, f"of-{user}"], check=True)
+    accounts.chmod(0o644)
+    broker = mosquitto(folder, f"password_file {accounts}", "allow_anonymous true")
+    broker.start()
     subscriber = Subscriber(broker.port, "inspectd/cam1/#")
-    made = Line(Daemon(tmp_path, model, broker.port), subscriber)
-    made.daemon.start()
+    (folder / "password").write_text("of-edge")
+    daemon = Daemon(folder, model, broker.port, 'username = "edge"\npassword_file = "password"')
+    daemon.config.write_text(daemon.config.read_text() + SECOND.format(model=model))
+    daemon.start()
     subscriber.wait(lambda: subscriber.of("birth"), "the daemon to run")
-    yield made
-    if made.daemon.alive:
-        made.daemon.end(signal.SIGKILL)
+    yield Line(daemon, subscriber)
+    daemon.end(signal.SIGKILL)
     subscriber.close()
+    broker.stop()
+
+
+@pytest.fixture
+def line(running: "Line") -> Iterator["Line"]:
+    yield running
+    running.edit(lambda _: running.first)
+    assert running.reload()["subject"] == "done"
 
 
 class Line:
@@ -43,6 +71,7 @@ class Line:
 
     def __init__(self, daemon: Daemon, subscriber: Subscriber) -> None:
         self.daemon = daemon
+        self.first = daemon.config.read_text()
         self._subscriber = subscriber
         self._dropped = 0
 
@@ -59,18 +88,23 @@ class Line:
 
     def judge(self, count: int = 1) -> list[dict[str, Any]]:
         """Drop parts; give their verdicts."""
-        first = self._dropped
-        for number in range(first, first + count):
-            self.drop(number)
-        self._dropped += count
-        self.wait(self._dropped)
-        return self.verdicts[first : first + count]
+        before = self._dropped
+        for _ in range(count):
+            self.drop()
+        return self.since(before)
 
-    def drop(self, number: int) -> None:
-        write_part(self.daemon.incoming / f"part{number:04}.png", number)
+    def drop(self, name: str = "") -> None:
+        write_part(self.daemon.incoming / f"{name or f'part{self._dropped:04}'}.png", self._dropped % 24)
+        self._dropped += 1
 
-    def wait(self, count: int) -> None:
-        self._subscriber.wait(lambda: len(self.verdicts) >= count, f"{count} verdicts")
+    def since(self, before: int) -> list[dict[str, Any]]:
+        """The verdicts of all parts behind so many, by their numbers."""
+        self._subscriber.wait(lambda: len(self.verdicts) >= self._dropped, f"{self._dropped} verdicts")
+        return self.verdicts[before:]
+
+    @property
+    def dropped(self) -> int:
+        return self._dropped
 
     @property
     def verdicts(self) -> list[dict[str, Any]]:
@@ -81,8 +115,13 @@ class Line:
         return [event for m in self._subscriber.of("event") if (event := m.content)["kind"] == "reload"]
 
     @property
-    def births(self) -> list[dict[str, Any]]:
-        return [message.content for message in self._subscriber.of("birth")]
+    def presence(self) -> list[bool]:
+        """How often the station has said that it is there, or not."""
+        return [message.content["online"] for message in self._subscriber.of("status")]
+
+    @property
+    def configurations(self) -> list[str]:
+        return [message.content["config_sha256"] for message in self._subscriber.of("birth")]
 
 
 def fingerprint(model: Path) -> str:
@@ -92,27 +131,24 @@ def fingerprint(model: Path) -> str:
 def test_a_new_model_takes_the_place_of_the_old_between_two_parts_of_a_running_line(
     line: Line, model: Path, other: Path
 ) -> None:
+    before, told, known = line.dropped, len(line.events), len(line.configurations)
     line.judge(5)
-    line.edit(lambda text: text.replace(str(model), str(other)))
+    line.edit(lambda text: text.replace(str(model), str(other), 1))
     os.kill(line.daemon.pid, signal.SIGHUP)
-    number = 5
-    while not line.events or number < 40:  # parts come all the time
-        line.drop(number)
-        number += 1
+    while len(line.events) == told or line.dropped < before + 30:  # parts come all the time
+        line.drop()
         time.sleep(0.05)
-    line.drop(number)
-    line.wait(number + 1)
+    line.drop()
+    found = line.since(before)
     assert line.events[-1]["subject"] == "done"
     assert fingerprint(model) in line.events[-1]["detail"]
     assert fingerprint(other) in line.events[-1]["detail"]
-    found = line.verdicts
-    assert [verdict["seq"] for verdict in found] == list(range(1, number + 2))
-    assert {verdict["part_id"] for verdict in found} == {f"part{n:04}" for n in range(number + 1)}
+    assert [verdict["seq"] for verdict in found] == list(range(before + 1, line.dropped + 1))
+    assert len({verdict["part_id"] for verdict in found}) == line.dropped - before
     models = [verdict["model_sha256"] for verdict in found]
     assert {fingerprint(model), fingerprint(other)} == set(models)
     assert sorted(models, key=lambda sha: sha == fingerprint(other)) == models, "the models took turns"
-    births = [birth["config_sha256"] for birth in line.births]
-    assert len(set(births)) == 2
+    assert len(set(line.configurations[known - 1 :])) == 2
 
 
 def test_a_file_that_is_wrong_changes_nothing_and_says_why(line: Line, model: Path) -> None:
@@ -123,16 +159,11 @@ def test_a_file_that_is_wrong_changes_nothing_and_says_why(line: Line, model: Pa
     assert "is not TOML" in told["detail"]
     line.edit(lambda text: text.replace("\nno TOML", "").replace(str(model), "nowhere"))
     assert "no model folder" in line.reload()["detail"]
-    after = line.judge()[0]
-    assert after["model_sha256"] == before["model_sha256"]
+    assert line.judge()[0]["model_sha256"] == before["model_sha256"]
     assert "nothing is changed" in line.daemon.said()
 
 
 def test_one_wrong_station_keeps_all_others_as_they_are(line: Line, model: Path, other: Path, tmp_path: Path) -> None:
-    more = f'[[station]]\nname = "cam2"\nmodel = "{model}"\n[station.source]\ntype = "folder"\npath = "second"\n'
-    line.daemon.end()
-    line.edit(lambda text: text + more)
-    line.daemon.start()
     before = line.judge()[0]
     broken = tmp_path / "broken"
     shutil.copytree(other, broken)
@@ -153,7 +184,7 @@ def test_a_model_whose_golden_set_is_torn_is_not_put_in_force(
     shutil.copytree(other, torn)
     (golden,) = torn.rglob("*.npz")
     golden.write_bytes(golden.read_bytes()[:-100])
-    line.edit(lambda text: text.replace(str(model), str(torn)))
+    line.edit(lambda text: text.replace(str(model), str(torn), 1))
     told = line.reload()
     assert told["subject"] == "refused"
     assert "golden set" in told["detail"]
@@ -163,7 +194,7 @@ def test_a_model_whose_golden_set_is_torn_is_not_put_in_force(
 def test_what_lies_in_the_same_place_is_read_anew(line: Line, model: Path, inspectd: Run, data: Path) -> None:
     own = line.daemon.folder / "own"
     shutil.copytree(model, own)
-    line.edit(lambda text: text.replace(str(model), str(own)))
+    line.edit(lambda text: text.replace(str(model), str(own), 1))
     assert line.reload()["subject"] == "done"
     before = line.judge()[0]
     (own / "calibration.json").unlink()
@@ -177,14 +208,61 @@ def test_what_lies_in_the_same_place_is_read_anew(line: Line, model: Path, inspe
 
 
 def test_what_must_wait_for_a_start_is_said_each_time(line: Line) -> None:
-    line.edit(lambda text: text + "settle_ms = 50\n")
+    line.edit(lambda text: text.replace('path = "incoming"', 'path = "incoming"\nsettle_ms = 50'))
     for _ in range(2):
         assert line.reload()["detail"] == "after a restart: station[cam1].source.settle_ms: 200 → 50"
 
 
 def test_a_recipe_that_is_prepared_cannot_be_taken_away(line: Line, model: Path) -> None:
     recipe = f'[[station.recipe]]\nname = "A"\nmodel = "{model}"\n'
-    line.edit(lambda text: text.replace(f'model = "{model}"\n', "") + recipe)
+    own = f'[[station]]\nname = "cam1"\n[station.source]\ntype = "folder"\npath = "incoming"\n{recipe}'
+    line.edit(lambda _: line.first.partition("[[station]]")[0] + own + SECOND.format(model=model))
     told = line.reload()
     assert told["subject"] == "refused"
     assert "default is prepared" in told["detail"]
+
+
+def test_a_failed_challenge_test_holds_the_station_whatever_is_read_anew(line: Line, model: Path, other: Path) -> None:
+    line.edit(lambda text: text.replace("[station.source]\n", CHALLENGE, 1))
+    assert line.reload()["subject"] == "done"
+    before = line.dropped
+    line.drop("B1")  # a good part by the name of the set's bad one
+    assert line.since(before)[0]["challenge"]
+    line.drop("G1")
+    line.since(before)
+    held = line.judge()[0]
+    line.edit(lambda text: text.replace(str(model), str(other), 1))
+    assert line.reload()["subject"] == "done"
+    still = line.judge()[0]
+    assert (held["reason"], still["reason"]) == ("challenge_failed", "challenge_failed")
+    assert still["model_sha256"] == fingerprint(other)
+
+
+def test_no_password_of_a_camera_is_told(line: Line) -> None:
+    folder = 'type = "folder"\npath = "incoming"'
+    for secret in ("S3cret", "N3wpass"):
+        camera = f'type = "video"\nplace = "rtsp://bob:{secret}@camera/live"'
+        line.daemon.config.write_text(line.first.replace(folder, camera))
+        line.reload()
+    every = json.dumps(line.events, ensure_ascii=False) + (line.daemon.folder / "state/audit.jsonl").read_text()
+    assert "rtsp://…@camera/live" in every
+    assert "S3cret" not in every
+    assert "N3wpass" not in every
+
+
+def test_credentials_that_the_broker_refuses_cut_nobody_off_and_others_are_used_at_once(line: Line) -> None:
+    before = len(line.presence)
+    password = line.daemon.folder / "password"
+    password.write_text("of-nobody")
+    told = line.reload()
+    assert told["subject"] == "refused"
+    assert "refused user" in told["detail"]
+    assert line.judge()
+    assert line.presence[before:] == []
+    password.write_text("of-edge2")
+    line.edit(lambda text: text.replace('"edge"', '"edge2"'))
+    told = line.reload()
+    assert 'mqtt.username: "edge" → "edge2"' in told["detail"]
+    assert line.judge()
+    assert line.presence[before:] == [True]
+    password.write_text("of-edge")

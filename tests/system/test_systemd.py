@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -312,10 +312,14 @@ def test_the_journal_finds_rejects_by_their_fields(line: Line) -> None:
         of = {v["part_id"] for v in by_id.values() if v["verdict"] == outcome}
 
         def found(outcome: str = outcome) -> set[str]:
-            return {entry["PART_ID"] for entry in line.entries("STATION=cam1", f"VERDICT={outcome}")}
+            entries = line.entries("STATION=cam1", f"VERDICT={outcome}")
+            return {entry["PART_ID"] for entry in entries} & {v["part_id"] for v in by_id.values()}
 
-        eventually(lambda of=of: found() >= of, f"the journal to have each {outcome}")  # it hears after the broker does
-        assert found() & {v["part_id"] for v in by_id.values()} == of
+        def is_whole(wanted: set[str] = of, found: Callable[[], set[str]] = found) -> bool:
+            return found() >= wanted
+
+        eventually(is_whole, f"the journal to have each {outcome}")  # it hears after the broker does
+        assert found() == of
 
 
 def test_a_line_stops_in_order_and_one_configuration_alone_takes_over_its_folder_until_the_target_stops(

@@ -105,7 +105,7 @@ def test_the_age_of_the_last_frame_grows_and_starts_again_with_the_next() -> Non
     threading.Event().wait(0.05)
     before = health.state(0)
     at = time.monotonic()
-    health.frame_arrived("part", seen=True)
+    health.frame_arrived(seen=True)
     after = health.state(0)
     assert before.last_frame_age_ms >= 50
     assert after.last_frame_age_ms <= (time.monotonic() - at) * 1000
