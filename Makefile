@@ -67,7 +67,7 @@ fix: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/inspectd compare --data "$(INSPECTD_DATA)" --out build/results
 
-# The daemon as a service, docs/service.md; as root. Again to upgrade: what runs keeps the old program until it is
+# The daemon as a service, docs/service.md; as root. Again to upgrade: what runs keeps its own program until it is
 # restarted, and a failure changes nothing. With DESTDIR, for who makes packages, all but the program.
 install:
 	@[ "$(CURDIR)" != "$(PREFIX)" ] || { echo "$(PREFIX) is for the program; move this repository elsewhere"; exit 1; }
@@ -80,7 +80,9 @@ ifeq ($(DESTDIR),)
 	  $$new/bin/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) '.[camera]'; \
 	  $(call headless,$$new/bin); $$new/bin/inspectd --help >/dev/null; \
 	  ln -sfn $$new $(PREFIX)/.venv.new; mv -T $(PREFIX)/.venv.new $(PREFIX)/.venv; trap - EXIT; \
-	  for each in $(PREFIX)/venv-*; do case $$each in $$new|$$old) ;; *) rm -rf $$each;; esac; done
+	  for each in $(PREFIX)/venv-*; do case $$each in $$new|$$old) ;; \
+	    *) grep -qsF "$$each/" /proc/[0-9]*/maps || ls -l /proc/[0-9]*/exe 2>/dev/null | grep -qF " $$each/" || rm -rf $$each;; \
+	    esac; done
 endif
 	@install -d $(UNITS)/systemd/system $(UNITS)/sysusers.d $(UNITS)/tmpfiles.d $(DESTDIR)$(PREFIX)/docs
 	@install -m 644 systemd/inspectd.service systemd/inspectd@.service systemd/inspectd.target $(UNITS)/systemd/system

@@ -2,9 +2,9 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import count, takewhile
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calibration.calibration import Calibration, CalibrationError
+from calibration.store import synchronise, write_whole
 
 IMAGES = 5
 """At most so many images are kept: those of the lowest score, of the quartiles and of the highest."""
@@ -81,27 +82,16 @@ def save(golden: Golden, calibration_file: Path) -> Path:
     """
     path = place(calibration_file, golden.calibration.id)
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                allow_pickle=False,
-                sha256=np.array(_digest(golden.calibration.id, golden.images, golden.scores)),
-                scores=np.array(golden.scores, np.float64),
-                **{f"image{number}": image for number, image in enumerate(golden.images, start=1)},
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    for folder in (path.parent, path.parent.parent):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    content = BytesIO()
+    np.savez_compressed(
+        content,
+        allow_pickle=False,
+        sha256=np.array(_digest(golden.calibration.id, golden.images, golden.scores)),
+        scores=np.array(golden.scores, np.float64),
+        **{f"image{number}": image for number, image in enumerate(golden.images, start=1)},
+    )
+    write_whole(path, content.getvalue())
+    synchronise(path.parent.parent)
     return path
 
 

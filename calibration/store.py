@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ def save(calibration: Calibration, path: Path) -> None:
     Raises:
         OSError: The folder is missing, full or read-only; the file that was there is untouched.
     """
-    write_whole(path, json.dumps(_document(calibration), indent=1, allow_nan=False) + "\n")
+    write_whole(path, (json.dumps(_document(calibration), indent=1, allow_nan=False) + "\n").encode())
 
 
 def load(path: Path, model: str, regions: str = "", framing: str | None = "") -> Calibration:
@@ -154,26 +155,43 @@ def earlier(path: Path, calibration_id: str | None = None) -> Calibration:
     return found
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: bytes, *, lasting: bool = True) -> None:
     """Write a file so that after a crash or a power cut either the old one or the new one is there, whole.
+
+    Args:
+        path: The file.
+        content: All that will be in it.
+        lasting: The new one is there for good; otherwise only once its folder is synchronised, for many in one folder.
 
     Raises:
         OSError: The folder is missing, full or read-only; the file that was there is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if lasting:
+        synchronise(path.parent)
+
+
+def synchronise(folder: Path) -> None:
+    """Have the names of a folder's files on the platter.
+
+    Raises:
+        OSError: The folder is missing, or its disk fails.
+    """
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def install(calibration: Calibration, path: Path) -> None:

@@ -27,6 +27,7 @@ class AlarmId(StrEnum):
     NOT_CALIBRATED = "NOT_CALIBRATED"
     VIEW_MISSING = "VIEW_MISSING"
     DISK_LOW = "DISK_LOW"
+    AUDIT_BLOCKED = "AUDIT_BLOCKED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,13 @@ DEFINITIONS: Mapping[AlarmId, Definition] = {
         "Make room on the disk of [archive], or mend its mount and rights.",
         on_s=5,
         off_s=60,
+    ),
+    AlarmId.AUDIT_BLOCKED: Definition(
+        2,
+        "the audit trail cannot be written; the line runs all the same",
+        "Mend the rights of audit.jsonl in state_dir or make room, before the service stops: events wait in memory.",
+        on_s=2,
+        off_s=5,
     ),
 }
 """Every alarm there is."""

@@ -23,7 +23,7 @@ BIRTH_LIMIT = ACTIVE_LIMIT = 4096
 _MODEL, _PLACE, _DETAIL, _SUBJECT = 64, 384, 384, 128
 """The most bytes that a text takes as it stands in the JSON."""
 _COUNTED = (Outcome.PASS, Outcome.FAIL, Outcome.UNCERTAIN, Outcome.ERROR)
-_DETAILS = (384, 192, 96, 48)
+_DETAILS = (384, 192, 96, 48, 24)
 """The same of the details of all active alarms, tried in turn."""
 
 

@@ -26,14 +26,15 @@ from typing import Literal
 import cv2
 import structlog
 
+from calibration.store import synchronise, write_whole
 from daemon import contract, overlay
 from daemon.contract import Identity
+from daemon.framing import FRAMING
 from daemon.messages import Outcome, Verdict
+from daemon.pulse import Beat, unwatched
 from daemon.retention import Kept, Limits, Stock
 from detectors.base import Image
 
-FRAMING = "inspectd-framing"
-"""What a framed image says of its framing: the keyword of a PNG's text, or what a JPEG's comment begins with."""
 SIDECAR, OVERLAY, REVIEW = ".json", ".overlay.jpg", ".review.json"
 REVIEWED = ".reviewed"
 """The file, in the archive's folder, with the id of each part that was reviewed, one a line."""
@@ -55,7 +56,10 @@ _HEADER_OF_PNG = 33
 _BLOCK = 4096
 _WRITERS = 4
 _AT_ONCE = 100
-"""So many images at most are removed for their age while one batch waits."""
+"""So many images at most are removed while one batch waits, for their age or a lower quota, and two more a new one."""
+_LISTED = 1000
+"""Files that are listed from one sign of life to the next."""
+_PROBE_S = 60.0
 
 log = structlog.get_logger()
 
@@ -99,10 +103,19 @@ class Archive:
         image_format: "png", lossless, or "jpeg", of quality 95.
         pass_every: one in so many parts that pass is kept, chosen by the digits of their ids, so that no rhythm of the
             line decides which; 0 for none.
+        beat: called while the folder is listed, which may take minutes on a slow disk.
+        probe_s: seconds after which it is tried out whether a folder that refused an image takes one again.
     """
 
     def __init__(
-        self, root: Path, limits: Limits, image_format: Literal["png", "jpeg"] = "png", pass_every: int = 0
+        self,
+        root: Path,
+        limits: Limits,
+        image_format: Literal["png", "jpeg"] = "png",
+        pass_every: int = 0,
+        *,
+        beat: Beat = unwatched,
+        probe_s: float = _PROBE_S,
     ) -> None:
         self._root = root
         self._limits = limits
@@ -112,36 +125,44 @@ class Archive:
         self._lock: int | None = None
         self._reviews = 0  # bytes of REVIEWED that were read
         self._trouble: str | None = None
-        self._needed = 0  # bytes that have to be free for the trouble to be over; 0 where that is no matter of room
+        self._cured: Callable[[], bool] = _cured  # whether the trouble is over, in so far as no new image tells
+        self._stuck = False  # something that is due to go cannot be removed
+        self._probe_s = probe_s
+        self._probe_at = 0.0
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="archive")
         with suppress(OSError):
-            self._open()
+            self._open(beat)
 
     @property
     def trouble(self) -> str | None:
-        """Why the last image that was to be kept is not; None where it is, or where there is room again."""
-        trouble, needed = self._trouble, self._needed
-        if trouble is not None and needed:
-            with suppress(OSError):
-                return None if shutil.disk_usage(self._root).free >= needed else trouble
-        return trouble
+        """What an image was not kept for, or cannot be removed for; None once `keep` has seen that it is over.
 
-    def keep(self, parts: Sequence[Exhibit]) -> list[str]:
+        Does not touch the disk.
+        """
+        return self._trouble
+
+    def keep(self, parts: Sequence[Exhibit], beat: Beat = unwatched) -> list[str]:
         """Make images durable, several at once, with what belongs to them.
+
+        Calls `beat` after each piece of work.
 
         Returns:
             For each part where its image is, from the archive's folder; empty where none was kept.
         """
         wanted = {part.verdict.capture.id: part for part in parts if self._wants(part)}
         kept = {}
+        cured: Callable[[], bool] = _cured
         try:
-            stock = self._open()
+            stock = self._open(beat)
             self._read_reviews(stock)
-            self._expire(stock)
+            self._purge(stock, beat)
+            if self._trouble is not None and not self._stuck and self._cured():
+                self._recover()
             if wanted:
-                kept = self._keep(stock, wanted)
+                cured = self._takes_files
+                kept = self._keep(stock, wanted, beat)
         except Exception as error:  # noqa: BLE001 -- no image is worth a verdict
-            self._fail(str(error) or type(error).__name__)
+            self._fail(str(error) or type(error).__name__, cured)
         return [kept.get(part.verdict.capture.id, "") for part in parts]
 
     def close(self) -> None:
@@ -159,16 +180,17 @@ class Archive:
             return True
         return self._pass_every > 0 and zlib.crc32(part.verdict.capture.id.encode()) % self._pass_every == 0
 
-    def _open(self) -> Stock:
+    def _open(self, beat: Beat) -> Stock:
         if self._stock is None:
             self._root.mkdir(parents=True, exist_ok=True)
             lock = os.open(self._root, os.O_RDONLY)
             try:
                 _lock(lock, self._root)
                 self._reviews = _size(self._root / REVIEWED)
-                found = survey(self._root)
+                found = survey(self._root, beat)
                 for file in found.torn:
                     file.unlink(missing_ok=True)
+                    beat()
             except OSError:
                 os.close(lock)
                 raise
@@ -178,42 +200,57 @@ class Archive:
             self._stock, self._lock = stock, lock
         return self._stock
 
-    def _keep(self, stock: Stock, parts: dict[str, Exhibit]) -> dict[str, str]:
-        files = dict(zip(parts, self._writers.map(self._encode, parts.values()), strict=True))
+    def _keep(self, stock: Stock, parts: dict[str, Exhibit], beat: Beat) -> dict[str, str]:
+        files = {}
+        for id_, encoded in zip(parts, self._writers.map(self._encode, parts.values()), strict=True):
+            files[id_] = encoded
+            beat()
         free = shutil.disk_usage(self._root).free
+        most = _AT_ONCE + 2 * len(parts)
         planned: dict[str, Kept] = {}
         faults = 0
         for id_, part in parts.items():
-            earlier = stock.find(id_)
-            new = self._describe(part, files[id_], earlier)
-            gone = stock.make_room(new, free)
-            if gone is None:
-                self._lack(new, free)
-                faults += 1
-                continue
-            if earlier is not None and earlier.ref != new.ref and earlier not in gone:
-                gone.append(earlier)
-            try:
-                self._remove(gone)
-            except OSError as error:
-                stock.remove(id_)
-                for old in gone:
-                    if (self._root / old.ref).exists():
-                        stock.add(old)
-                self._fail(str(error))
-                faults += 1
-                continue
+            new = self._describe(part, files[id_], stock.find(id_))
+            taken, gone = self._make_room(stock, new, free, most, beat)
+            most -= len(gone)
             for old in gone:
                 planned.pop(old.id, None)  # one of this very batch
                 free += old.bytes
-            planned[id_] = new
-            free -= new.bytes
-        written = self._write(planned, files)
+            if taken:
+                planned[id_] = new
+                free -= new.bytes
+            else:
+                faults += 1
+        written = self._write(planned, files, beat)
         for id_ in planned.keys() - written.keys():
             stock.remove(id_)
-        if faults + len(planned) - len(written) == 0:
+        if faults + len(planned) - len(written) == 0 and not self._stuck:
             self._recover()
         return written
+
+    def _make_room(self, stock: Stock, new: Kept, free: int, most: int, beat: Beat) -> tuple[bool, list[Kept]]:
+        """Remove what goes for a new image; give whether there is room for it now, and what is gone."""
+        earlier = stock.find(new.id)
+        gone = stock.make_room(new, free, most)
+        if gone is None:
+            self._lack(new, free)
+            return False, []
+        taken = stock.find(new.id) is new
+        if taken and earlier is not None and earlier.ref != new.ref and earlier not in gone:
+            gone.append(earlier)
+        try:
+            self._remove(gone, beat)
+        except OSError as error:
+            if taken:
+                stock.remove(new.id)
+            there = [old for old in gone if (self._root / old.ref).exists()]
+            for old in there:
+                stock.add(old)
+            self._fail(str(error), self._takes_files)
+            return False, [old for old in gone if old not in there]
+        if not taken:
+            self._lack(new, free + sum(old.bytes for old in gone))
+        return taken, gone
 
     def _encode(self, part: Exhibit) -> dict[str, bytes]:
         """The contents of a part's files by suffix but for the sidecar, which depends on where they come to lie."""
@@ -238,7 +275,7 @@ class Archive:
         reviewed = earlier is not None and earlier.ref == ref and earlier.reviewed
         return Kept(day, time.time_ns(), capture.id, ref, outcome, size, reviewed)
 
-    def _write(self, planned: dict[str, Kept], files: dict[str, dict[str, bytes]]) -> dict[str, str]:
+    def _write(self, planned: dict[str, Kept], files: dict[str, dict[str, bytes]], beat: Beat) -> dict[str, str]:
         """Give the places of those that are on the platter."""
         folders: dict[Path, list[str]] = {}
         jobs: dict[str, Future[None]] = {}
@@ -250,30 +287,36 @@ class Archive:
         for folder, ids in folders.items():
             for id_ in ids:
                 if error := jobs[id_].exception():
-                    self._fail(str(error))
+                    self._fail(str(error), self._takes_files)
                     _clear(self._root / planned[id_].ref)
                 else:
                     written[id_] = planned[id_].ref
+                beat()
             try:
-                _sync(folder)
+                synchronise(folder)
             except OSError as error:
-                self._fail(str(error))
+                self._fail(str(error), self._takes_files)
                 for id_ in ids:
                     written.pop(id_, None)
         return written
 
-    def _remove(self, gone: Sequence[Kept]) -> None:
+    def _remove(self, gone: Sequence[Kept], beat: Beat) -> None:
         for old in gone:
             _clear(self._root / old.ref)
+            beat()
 
-    def _expire(self, stock: Stock) -> None:
-        """Remove what has been kept for long enough."""
-        if self._limits.days:
-            cutoff = f"{datetime.now(UTC) - timedelta(days=self._limits.days):%Y-%m-%d}"
-            for old in stock.expire(cutoff, _AT_ONCE):
-                stock.add(old)  # until its files are gone
-                self._remove([old])
-                stock.remove(old.id)
+    def _purge(self, stock: Stock, beat: Beat) -> None:
+        """Remove what has been kept for long enough, and what is over a quota; what cannot be removed still counts."""
+        days = self._limits.days
+        cutoff = f"{datetime.now(UTC) - timedelta(days=days):%Y-%m-%d}" if days else ""
+        self._stuck = False
+        for old in stock.purge(cutoff, _AT_ONCE):
+            try:
+                self._remove([old], beat)
+            except OSError as error:
+                stock.add(old)
+                self._stuck = True
+                self._fail(str(error), _cured)
 
     def _read_reviews(self, stock: Stock) -> None:
         """Learn what was reviewed since, by another process."""
@@ -290,16 +333,31 @@ class Archive:
     def _lack(self, new: Kept, free: int) -> None:
         quota = self._limits.quota[new.outcome]
         if new.bytes > quota:
-            self._fail(f"an image of {new.bytes} bytes is larger than all that {new.outcome.name} may take")
+            why = f"an image of {new.bytes} bytes is larger than all that {new.outcome.name} may take"
+            self._fail(why, _incurable)
         else:
             needed = self._limits.floor + new.bytes
             why = f"{self._root}: {free / 1e9:.2f} GB are free on its disk, and {needed / 1e9:.2f} have to be"
-            self._fail(why, needed)
+            self._fail(why, lambda: shutil.disk_usage(self._root).free >= needed)
 
-    def _fail(self, why: str, needed: int = 0) -> None:
+    def _takes_files(self) -> bool:
+        """Whether a file can be written, which is tried once in a while; False in between."""
+        if time.monotonic() < self._probe_at:
+            return False
+        self._probe_at = time.monotonic() + self._probe_s
+        probe = self._root / ".probe"
+        try:
+            write_whole(probe, bytes(_BLOCK), lasting=False)
+            probe.unlink()
+        except OSError:
+            return False
+        return True
+
+    def _fail(self, why: str, cured: Callable[[], bool]) -> None:
         if self._trouble is None:
-            log.warning("images are not archived; verdicts go on without", reason=why)
-        self._trouble, self._needed = why, needed
+            log.warning("images are not archived, or not removed; verdicts go on without", reason=why)
+        self._trouble, self._cured = why, cured
+        self._probe_at = time.monotonic() + self._probe_s
 
     def _recover(self) -> None:
         if self._trouble is not None:
@@ -307,8 +365,10 @@ class Archive:
         self._trouble = None
 
 
-def survey(root: Path) -> Survey:
+def survey(root: Path, beat: Beat = unwatched) -> Survey:
     """List an archive; what goes while it is listed may be missing. No file is opened.
+
+    Calls `beat` with each folder, and now and then in between.
 
     Raises:
         OSError: a folder may not be read.
@@ -319,7 +379,7 @@ def survey(root: Path) -> Survey:
             if _DAY.fullmatch(day.name):
                 for outcome in _folders(day):
                     if outcome.name in Outcome.__members__:
-                        _list(root, outcome, found)
+                        _list(root, outcome, found, beat)
     return found
 
 
@@ -338,35 +398,18 @@ def note_review(root: Path, id_: str) -> None:
         file.write(f"{id_}\n")
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Put a file on the platter, whole or not at all. Its name is there for good once its folder is synchronised.
-
-    Raises:
-        OSError: it cannot be written; there is no trace of it then.
-    """
-    torn = path.with_name(f".{path.name}.tmp")
-    try:
-        with torn.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        torn.rename(path)
-    except OSError:
-        with suppress(OSError):
-            torn.unlink(missing_ok=True)
-        raise
-
-
 def _folders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         return sorted(Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
-def _list(root: Path, folder: Path, found: Survey) -> None:
+def _list(root: Path, folder: Path, found: Survey, beat: Beat) -> None:
     """Add what lies in the folder of one station's outcome of one day."""
     sets: dict[str, dict[str, tuple[int, int]]] = {}  # bytes, and when the file was written
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
+        for number, entry in enumerate(entries):
+            if number % _LISTED == 0:
+                beat()
             if match := _OURS.fullmatch(entry.name):
                 files = sets.setdefault(match[1], {})
                 files[match[3]] = _BLOCK, 0  # what is said of an image takes one, and need not be looked at
@@ -393,9 +436,9 @@ def _write(image: Path, files: dict[str, bytes]) -> None:
     if not image.parent.is_dir():
         image.parent.mkdir(parents=True, exist_ok=True)
         for folder in list(image.parents)[1:4]:
-            _sync(folder)
+            synchronise(folder)
     for suffix, content in sorted(files.items(), key=lambda file: file[0] == image.suffix):
-        write_durably(beside(image, suffix), content)
+        write_whole(beside(image, suffix), content, lasting=False)
 
 
 def _clear(image: Path) -> None:
@@ -422,14 +465,6 @@ def _jpeg(image: Image, framing: str) -> bytes:
     return overlay.encode_jpeg(image, f"{FRAMING}={framing}".encode() if framing else b"", _JPEG_QUALITY)
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _lock(handle: int, root: Path) -> None:
     """Have a folder for one daemon alone.
 
@@ -442,6 +477,16 @@ def _lock(handle: int, root: Path) -> None:
         raise OSError(f"{root} is in use by another inspectd; give each an archive of its own") from None
     except OSError:
         pass  # a network file system that cannot lock folders
+
+
+def _cured() -> bool:
+    """Of what is over as soon as it has been tried again."""
+    return True
+
+
+def _incurable() -> bool:
+    """Of what only a kept image shows to be over."""
+    return False
 
 
 def _on_disk(size: int) -> int:

@@ -10,11 +10,12 @@ that what was found cannot be changed again.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from daemon.wire import encode, iso, text
@@ -133,23 +134,25 @@ def encode_entry(number: int, prev: str, fact: Fact) -> tuple[bytes, str]:
 
 
 def examine(content: bytes) -> Trail:
-    """Read a whole file, and find what is wrong with it."""
+    """Read a whole file, and find what is wrong with it. Takes time in proportion to its lines, whatever is wrong."""
     *lines, torn = content.split(b"\n")
     read = [_read(line) for line in lines]
-    fault = unsaid = None
+    # Behind one line that is gone all seem wrong: which fault the first of them has is worked out once, at the end.
+    first: Callable[[], Fault] | None = None
+    latest: Callable[[], Fault] | None = None
     head, digest = GENESIS, hashlib.sha256()
     for place, (line, entry) in enumerate(zip(lines, read, strict=True)):
-        found = None
         if entry is not None and entry.kind == BROKEN and (entry.number, entry.prev) == (place + 1, digest.hexdigest()):
-            unsaid = None
-            fault = fault or Fault(place + 1, Damage.SAID, entry.detail)
+            latest = None
+            first = first or partial(Fault, place + 1, Damage.SAID, entry.detail)
         elif entry is None or (entry.number, entry.prev) != (place + 1, head):
-            found = _fault(read, place, head)
-        fault, unsaid = fault or found, unsaid or found
+            found = partial(_fault, read, place, head)
+            first, latest = first or found, latest or found
         digest.update(line + b"\n")
         head = entry.hash if entry is not None else hashlib.sha256(line).hexdigest()
     if torn:
-        fault = fault or Fault(len(lines) + 1, Damage.TORN, f"an unfinished line: {_shown(torn)}")
+        first = first or partial(Fault, len(lines) + 1, Damage.TORN, f"an unfinished line: {_shown(torn)}")
+    fault, unsaid = first and first(), latest and latest()
     entries = [entry for entry in read if entry is not None]
     return Trail(entries, fault, unsaid, len(lines), torn, head, digest.hexdigest())
 
@@ -172,6 +175,7 @@ class Audit:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._size = -1
+        self._torn = 0
         self._lines = 0
         self._head = self._digest = GENESIS
         self._unsaid: list[tuple[str, str]] = []
@@ -188,6 +192,9 @@ class Audit:
         with self._naming("read"):
             if self._size_now() != self._size:
                 self._look()
+            if self._torn:
+                os.truncate(self._path, self._size - self._torn)
+                self._size, self._torn = self._size - self._torn, 0
         return self._unsaid[0] if self._unsaid else None
 
     def append(self, fact: Fact) -> str:
@@ -213,8 +220,6 @@ class Audit:
         content = self._path.read_bytes() if self._path.exists() else b""
         trail = examine(content)
         gone = self._lines and self._head not in {entry.hash for entry in trail.entries}
-        if trail.torn:
-            os.truncate(self._path, len(content) - len(trail.torn))
         unsaid = []
         if trail.unsaid or gone:
             what = str(trail.unsaid or f"entry {self._lines} is gone, which was the last")
@@ -222,7 +227,7 @@ class Audit:
         if trail.torn:
             unsaid.append((MENDED, f"an unfinished last line was cut off: {_shown(trail.torn)}"))
         self._unsaid = unsaid
-        self._size = len(content) - len(trail.torn)
+        self._size, self._torn = len(content), len(trail.torn)
         self._lines, self._head, self._digest = trail.lines, trail.head, trail.digest
 
     def _write(self, line: bytes) -> None:

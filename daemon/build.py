@@ -23,6 +23,7 @@ from daemon.framing import Framing, FramingError
 from daemon.link import Broker, DeliveryError
 from daemon.messages import Outcome
 from daemon.outbox import Outbox
+from daemon.pulse import Beat, unwatched
 from daemon.regions import PLAIN, RegionDetector, Rule, load_mask
 from daemon.retention import Limits
 from daemon.sources.base import Source
@@ -244,7 +245,7 @@ def build_challenge(challenge: schema.Challenge, station: str, state_dir: Path) 
     return Challenge(parts, station, state_dir, holds_station=challenge.holds_station)
 
 
-def build_archive(archive: schema.Archive) -> Archive:
+def build_archive(archive: schema.Archive, beat: Beat = unwatched) -> Archive:
     """Where images are kept; a folder that cannot be used is its own trouble, and no error here."""
     gigabytes = {
         Outcome.FAIL: archive.fail_gb,
@@ -254,7 +255,7 @@ def build_archive(archive: schema.Archive) -> Archive:
     }
     quota = {outcome: int(size * 1e9) for outcome, size in gigabytes.items()}
     limits = Limits(quota, archive.days, int(archive.free_gb * 1e9))
-    return Archive(archive.path, limits, archive.format, archive.pass_every)
+    return Archive(archive.path, limits, archive.format, archive.pass_every, beat=beat)
 
 
 def build_broker(mqtt: schema.Mqtt) -> Callable[[], Broker]:

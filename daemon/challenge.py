@@ -223,7 +223,7 @@ class Challenge:
             "failure": result.failure,
         }
         try:
-            write_whole(self._path, json.dumps(document, indent=1) + "\n")
+            write_whole(self._path, (json.dumps(document, indent=1) + "\n").encode())
         except OSError as error:
             log.warning(
                 "the result of the challenge test cannot be kept, and a restart would forget it; see to the disk",

@@ -16,6 +16,9 @@ Crop = tuple[int, int, int, int]
 Turn = Literal[0, 90, 180, 270]
 """Degrees, clockwise."""
 
+FRAMING = "inspectd-framing"
+"""What a framed image says of its framing: the keyword of a PNG's text, or what a JPEG's comment begins with."""
+
 DEAD = 0.05
 """A pixel of the flat field below this share of its channel's mean shows nothing that could be made brighter."""
 

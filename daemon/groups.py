@@ -69,11 +69,12 @@ class GroupHealth:
         self.newest = verdict
         self._trouble = decision.detail if decision.reason is Reason.VIEW_MISSING else None
 
-    def update(self, waiting_verdicts: int) -> list[Change]:
+    def update(self, waiting_verdicts: int, audit_trouble: str | None = None) -> list[Change]:
         """See what is wrong now, and which alarms that raises or clears. To be called every second or so."""
         rejects = self.counters.rejected(OF_LAST)
         conditions = {
             AlarmId.VIEW_MISSING: self._trouble,
+            AlarmId.AUDIT_BLOCKED: audit_trouble,
             AlarmId.OUTBOX_HIGH: f"{waiting_verdicts} wait" if waiting_verdicts > OUTBOX_HIGH else None,
             AlarmId.REJECT_RATE_HIGH: f"{rejects} of the last {OF_LAST}" if rejects >= REJECTS_HIGH else None,
         }

@@ -100,9 +100,10 @@ class StationHealth:
             self._failure = decision.detail if decision.reason is Reason.MODEL_ERROR else None
             self._overrun = decision.detail if decision.reason is Reason.TRIGGER_WHILE_BUSY else None
 
-    def update(self, waiting_verdicts: int) -> list[Change]:
+    def update(self, waiting_verdicts: int, audit_trouble: str | None = None) -> list[Change]:
         """See what is wrong now, and which alarms that raises or clears. To be called every second or so."""
-        return self.alarms.update(self._conditions(waiting_verdicts), time.monotonic(), datetime.now(UTC))
+        conditions = {**self._conditions(waiting_verdicts), AlarmId.AUDIT_BLOCKED: audit_trouble}
+        return self.alarms.update(conditions, time.monotonic(), datetime.now(UTC))
 
     def state(self, waiting_verdicts: int) -> StationState:
         """The station's condition now."""

@@ -16,6 +16,9 @@ from daemon.audit import Audit, AuditError, Fact
 from daemon.contract import Identity, Message
 from daemon.outbox import Outbox, OutboxError
 
+WAITING = 10_000
+"""Events that may wait for the audit trail; the oldest beyond that are lost."""
+
 log = structlog.get_logger()
 
 
@@ -41,14 +44,39 @@ class Journal:
         self._outbox = outbox
         self._audit = audit
         self._told = told
-        self._noted: deque[_Noted] = deque()
+        self._noted: deque[_Noted] = deque(maxlen=WAITING)
+        self._lost = 0
         self._waiting: deque[tuple[Identity, Message]] = deque()
         self._delivering = Lock()
         self._complaint = ""
 
+    @property
+    def trouble(self) -> str | None:
+        """Why events cannot be audited, and how many of them wait or were lost; None where nothing is wrong."""
+        if not self._complaint:
+            return None
+        lost = f", {self._lost} are lost" if self._lost else ""
+        return f"{len(self._noted)} events wait{lost}: {self._complaint}"
+
+    def open(self) -> None:
+        """Look at the audit trail, which takes seconds where it has 100,000 entries, so that no first event must.
+
+        Whatever is wrong with it is only said: with the next event, or as `trouble`.
+        """
+        with self._delivering:
+            try:
+                self._audit.unsaid()
+            except AuditError as error:
+                self._complain(str(error))
+
     def note(self, identity: Identity, kind: EventKind, subject: str, detail: str, user: str = "") -> None:
         """Take down something for the audit, and who asked for it."""
-        self._noted.append(_Noted(identity, _event(kind, subject, detail), user))
+        with self._delivering:
+            if len(self._noted) == WAITING:
+                if self._lost == 0:
+                    log.error("no more events can wait to be audited; the oldest are lost", waiting=WAITING)
+                self._lost += 1
+            self._noted.append(_Noted(identity, _event(kind, subject, detail), user))
         self.deliver()
 
     def alarm(self, identity: Identity, change: Change) -> None:
@@ -82,6 +110,15 @@ class Journal:
                 self._waiting.popleft()
                 self._told(identity.station)
 
+    def close(self) -> None:
+        """Put away what can be, and say how much is lost, for it waits in memory alone. The last call."""
+        self.deliver()
+        with self._delivering:
+            if self._complaint and (count := len(self._noted) + self._lost):
+                log.error("events are lost: they could not be audited", count=count, reason=self._complaint)
+            if self._waiting:
+                log.error("events and alarms are lost: they could not be stored", count=len(self._waiting))
+
     def _is_audited(self, noted: _Noted) -> bool:
         """Enter an event into the trail, behind what must be said of that itself; False if it cannot be."""
         try:
@@ -91,12 +128,17 @@ class Journal:
                 self._enter(_Noted(noted.identity, _event(EventKind(kind), "", detail), ""))
             self._enter(noted)
         except AuditError as error:
-            if self._complaint != str(error):
-                log.error("events wait, for they cannot be audited", reason=str(error))  # noqa: TRY400 -- its text says all
-            self._complaint = str(error)
+            self._complain(str(error))
             return False
-        self._complaint = ""
+        if self._complaint:
+            log.warning("events are audited again", lost=self._lost)
+        self._complaint, self._lost = "", 0
         return True
+
+    def _complain(self, reason: str) -> None:
+        if self._complaint != reason:
+            log.error("events wait, for they cannot be audited", reason=reason)
+        self._complaint = reason
 
     def _enter(self, noted: _Noted) -> None:
         identity, event = noted.identity, noted.event

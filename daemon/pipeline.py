@@ -225,8 +225,7 @@ def record(
         for several in concluded.batches(32, beat):
             batch = [one for item in several for one in (item, *item.parts)]
             if archive is not None:
-                batch = _archived(archive, batch)
-                beat()
+                batch = _archived(archive, batch, beat)
             entries = [_entry(item) for item in batch]
             # Of a group no source lets go.
             settled += [item.verdict.capture.id for item in batch if item.verdict.capture.station in of]
@@ -464,9 +463,9 @@ def _conclude(part: Admitted, predicted: _Predicted, station: Station, joins: _J
     return Concluded(verdict, recipe, item.image if isinstance(item, Frame) else None, measured, parts)
 
 
-def _archived(archive: Archive, batch: Sequence[Concluded]) -> list[Concluded]:
+def _archived(archive: Archive, batch: Sequence[Concluded], beat: Beat) -> list[Concluded]:
     """Keep the images that are wanted; the verdicts say from here on where."""
-    refs = archive.keep([_exhibit(item) for item in batch])
+    refs = archive.keep([_exhibit(item) for item in batch], beat)
     return [
         replace(item, verdict=replace(item.verdict, image_ref=ref)) if ref else item
         for item, ref in zip(batch, refs, strict=True)

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from datetime import time as clock
@@ -72,9 +72,15 @@ def run(read: Callable[[], Settings], wishes: Wishes) -> None:
         _alone(settings.state_dir),
         metrics.serving(settings) as page,
         closing(Outbox(settings.state_dir / "outbox.sqlite3", max_rows=settings.mqtt.outbox_max_rows)) as outbox,
-        nullcontext() if settings.archive is None else closing(build_archive(settings.archive)) as archive,
+        _archiving(settings) as archive,
     ):
         _Life(settings, read, outbox, archive, page, wishes).live()
+
+
+def _archiving(settings: Settings) -> AbstractContextManager[Archive | None]:
+    if settings.archive is None:
+        return nullcontext()
+    return closing(build_archive(settings.archive, partial(systemd.working, LOADING_S, "listing the archive")))
 
 
 def heed_signals() -> Wishes:
@@ -115,6 +121,7 @@ class _Life:
         self._renewal_began = 0.0
         self._challenges: dict[tuple[str, str], str] = {}
         self._journal = Journal(outbox, Audit(settings.state_dir / audit.FILE), lambda name: self._sinks[name].notify())
+        self._journal.open()
         self._assembly = Assembly(settings, outbox, archive, self._boot_id, self._journal.note)
         self._sinks, self._stations = self._assembly.sinks, self._assembly.stations
         self._groups = self._assembly.groups
@@ -196,6 +203,7 @@ class _Life:
         for sink in self._sinks.values():
             sink.notify()
         _join(sinks)
+        self._journal.close()  # the sinks may have obeyed commands until now
         self._pictures.close()
         log.info(
             "stopped",
@@ -252,7 +260,7 @@ class _Life:
     def _look_after_alarms(self) -> None:
         """Raise and clear alarms, and note the results of challenge tests."""
         for name, health in self._healths.items():
-            for change in health.update(self._outbox.depth(name)):
+            for change in health.update(self._outbox.depth(name), self._journal.trouble):
                 self._journal.alarm(self._identity(name), change)
         for name, station in self._stations.items():
             recipe = station.recipes.current

@@ -21,13 +21,15 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from calibration.store import write_whole
 from config.load import load
 from config.schema import Archive
 from daemon import images
-from daemon.archive import FRAMING, REVIEW, SIDECAR, beside, note_review, survey, write_durably
+from daemon.archive import REVIEW, SIDECAR, beside, note_review, survey
 from daemon.desk import lens
 from daemon.desk.dataset import DatasetError
 from daemon.desk.target import StationOption
+from daemon.framing import FRAMING
 from daemon.messages import Outcome
 from daemon.retention import Kept
 from daemon.terminal import err, out, progress
@@ -139,7 +141,7 @@ def review(
             "ts": iso(at),
             "ts_ms": epoch_ms(at),
         }
-        write_durably(beside(root / one.ref, REVIEW), encode(content))
+        write_whole(beside(root / one.ref, REVIEW), encode(content))
         note_review(root, one.id)
     out.print(f"{len(set(parts))} reviewed as {said.value}")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from daemon import images
 from daemon.desk.layouts import DatasetError
-from daemon.framing import PLAIN, Framing, FramingError
+from daemon.framing import FRAMING, PLAIN, Framing, FramingError
 from daemon.images import UndecodableError
 from detectors.base import Image
 
-FRAMING, SOURCE = "inspectd-framing", "inspectd-source"
-"""What is noted in a framed image: the fingerprint of its framing, and the SHA-256 of the file it was made of."""
+SOURCE = "inspectd-source"
+"""What is noted in a framed image beside its framing's fingerprint: the SHA-256 of the file it was made of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,7 @@ def main(
         daemon, images = prepare(folder, broker.port)
         ear = Ear(broker.port)
         stack.callback(ear.close)
-        daemon.start()
+        daemon.start({"MALLOC_ARENA_MAX": "2"})  # as its unit does
         stack.callback(lambda: daemon.alive and daemon.end(signal.SIGKILL))
         eventually(lambda: '"ready"' in daemon.said(), "the daemon to run", PATIENCE_S)
         process, began = psutil.Process(daemon.pid), time.monotonic()

@@ -300,6 +300,26 @@ def test_a_killed_daemon_is_reported_lost_by_the_broker(daemon: Daemon, broker: 
     assert running["boot_id"] == lost["boot_id"]
 
 
+def test_a_dead_audit_trail_is_an_alarm_and_nothing_of_it_is_lost(daemon: Daemon, broker: Broker) -> None:
+    subscriber = Subscriber(broker.port, "inspectd/cam1/#")
+    trail = daemon.folder / "state/audit.jsonl"
+    trail.mkdir(parents=True)
+    daemon.start()
+
+    def active() -> set[str]:
+        return {alarm["alarm_id"] for alarm in subscriber.of("alarm/active")[-1].content["active"]}
+
+    subscriber.wait(lambda: subscriber.of("alarm/active") and "AUDIT_BLOCKED" in active(), "the alarm")
+    write_part(daemon.incoming / "part.png", 1)
+    subscriber.wait(lambda: subscriber.of("verdict"), "a verdict all the same")
+    assert subscriber.of("event") == []
+    trail.rmdir()
+    started = subscriber.wait(lambda: subscriber.of("event"), "the event that had to wait")[0].content
+    assert (started["kind"], len(started["chain"])) == ("started", 64)
+    subscriber.wait(lambda: "AUDIT_BLOCKED" not in active(), "the alarm to be over")
+    subscriber.close()
+
+
 def test_two_daemons_cannot_share_a_state_folder(daemon: Daemon, inspectd: Run) -> None:
     daemon.start()
     eventually(lambda: '"ready"' in daemon.said(), "the daemon to be ready")

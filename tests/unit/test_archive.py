@@ -223,6 +223,115 @@ def test_a_folder_that_cannot_be_used_costs_no_verdict_and_is_said_once(tmp_path
     archive.close()
 
 
+def aged(number: int, days: int) -> Exhibit:
+    part = exhibit(number)
+    return replace(part, verdict=replace(part.verdict, decided_at=datetime.now(UTC) - timedelta(days=days)))
+
+
+def test_an_image_that_cannot_be_removed_keeps_no_other_from_going_and_none_from_coming(root: Path) -> None:
+    archive = Archive(root, ROOM)
+    refs = archive.keep([aged(number, 20 - number) for number in range(5)])
+    archive.close()
+    stuck = root / refs[1]
+    stuck.unlink()
+    stuck.mkdir()
+    archive = Archive(root, replace(ROOM, days=7))
+    for number in (10, 11):
+        (ref,) = archive.keep([aged(number, 0)])
+        assert (root / ref).is_file()
+        assert str(stuck) in str(archive.trouble)
+    assert [kept.id for kept in sorted(survey(root).kept)] == [identified(number) for number in (1, 10, 11)]
+    stuck.rmdir()
+    archive.keep([])
+    assert archive.trouble is None
+    assert [kept.id for kept in sorted(survey(root).kept)] == [identified(number) for number in (10, 11)]
+    archive.close()
+
+
+def lay(root: Path, count: int) -> None:
+    """Images of FAIL, a block each."""
+    folder = root / "top/2026-11-20/FAIL"
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{identified(number)}_a.png").write_bytes(b"?")
+
+
+def test_what_is_over_a_lower_quota_goes_a_little_with_each_batch_and_each_removal_is_a_sign_of_life(
+    root: Path,
+) -> None:
+    lay(root, 450)
+    archive = Archive(root, Limits(dict.fromkeys(Outcome, 50 * 4096)))
+    beats: list[None] = []
+    archive.keep([], lambda: beats.append(None))
+    assert (len(survey(root).kept), len(beats)) == (350, 100)
+    (ref,) = archive.keep([exhibit(1000)], lambda: beats.append(None))
+    assert (root / ref).exists()
+    assert 200 < len(survey(root).kept) <= 251
+    for _ in range(4):
+        archive.keep([])
+    archive.close()
+    assert 0 < sum(kept.bytes for kept in survey(root).kept) <= 50 * 4096
+    assert ref in {kept.ref for kept in survey(root).kept}
+
+
+def test_what_is_no_longer_kept_stays_until_its_days_are_over(root: Path) -> None:
+    lay(root, 3)
+    archive = Archive(root, Limits({**ROOM.quota, Outcome.FAIL: 0}))
+    archive.keep([exhibit(10)])
+    archive.close()
+    assert len(survey(root).kept) == 3
+
+
+def test_listing_and_each_image_are_signs_of_life(root: Path) -> None:
+    lay(root, 2500)
+    beats: list[None] = []
+    archive = Archive(root, ROOM, beat=lambda: beats.append(None))
+    assert len(beats) == 3
+    archive.keep([exhibit(number) for number in range(3000, 3005)], lambda: beats.append(None))
+    assert len(beats) == 3 + 2 * 5
+    archive.close()
+
+
+def test_a_folder_that_comes_late_is_listed_under_the_eyes_of_the_watchdog(root: Path) -> None:
+    root.write_text("a file")
+    archive = Archive(root, ROOM)
+    root.unlink()
+    lay(root, 10)
+    beats: list[None] = []
+    archive.keep([], lambda: beats.append(None))
+    archive.close()
+    assert beats
+
+
+def test_a_trouble_with_the_folder_is_over_with_the_next_part_of_any_outcome(root: Path) -> None:
+    root.write_text("a file")
+    archive = Archive(root, ROOM)
+    archive.keep([exhibit(1)])
+    assert archive.trouble is not None
+    root.unlink()
+    archive.keep([exhibit(2, Outcome.PASS)])
+    assert archive.trouble is None
+    archive.close()
+
+
+def test_whether_the_folder_takes_files_again_is_tried_out_once_in_a_while(root: Path) -> None:
+    root.mkdir()
+    archive, patient = Archive(root, ROOM, probe_s=0), Archive(root.with_name("other"), ROOM)
+    (root / ".probe/in the way").mkdir(parents=True)
+    for each, folder in ((archive, root), (patient, root.with_name("other"))):
+        (folder / "top").write_text("a file")
+        assert each.keep([exhibit(1)]) == [""]
+        each.keep([exhibit(2, Outcome.PASS)])
+        assert "top" in str(each.trouble)
+    (root / ".probe/in the way").rmdir()
+    (root / ".probe").rmdir()
+    archive.keep([exhibit(2, Outcome.PASS)])
+    assert archive.trouble is None
+    assert files_under(root) == ["top"]
+    archive.close()
+    patient.close()
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -288,6 +397,8 @@ def test_the_floor_takes_what_passed_and_then_waits_rather_than_throw_rejects_aw
     assert "has to" in str(archive.trouble) or "have to" in str(archive.trouble)
     assert survey(root).kept == left
     others.unlink()
+    assert archive.trouble is not None  # nobody has looked at the disk since
+    archive.keep([])
     assert archive.trouble is None
     assert archive.keep([exhibit(202)]) != [""]
     archive.close()
@@ -328,7 +439,7 @@ def test_nothing_goes_over_a_quota_or_before_what_is_worth_less(
             continue
         outcome, size, free = event
         new = Kept("2026-11-22", number, str(number), "", outcome, size)
-        gone = stock.make_room(new, free)
+        gone = stock.make_room(new, free, 1000)
         if gone is not None:
             freed = sum(kept.bytes for kept in gone)
             for kept in gone:
@@ -353,9 +464,21 @@ def test_nothing_goes_over_a_quota_or_before_what_is_worth_less(
 
 def test_a_part_that_passed_never_pushes_a_reject_out() -> None:
     stock = Stock(Limits(dict.fromkeys(Outcome, 100), floor=50))
-    assert stock.make_room(Kept("2026-11-22", 1, "1", "", Outcome.FAIL, 20), 100) == []
-    assert stock.make_room(Kept("2026-11-22", 2, "2", "", Outcome.PASS, 20), 60) is None
-    assert stock.make_room(Kept("2026-11-22", 3, "3", "", Outcome.FAIL, 20), 60) == [stock_of("1")]
+    assert stock.make_room(Kept("2026-11-22", 1, "1", "", Outcome.FAIL, 20), 100, 9) == []
+    assert stock.make_room(Kept("2026-11-22", 2, "2", "", Outcome.PASS, 20), 60, 9) is None
+    assert stock.make_room(Kept("2026-11-22", 3, "3", "", Outcome.FAIL, 20), 60, 9) == [stock_of("1")]
+
+
+def test_no_more_than_may_goes_at_once_and_a_later_image_finds_the_room() -> None:
+    stock = Stock(Limits(dict.fromkeys(Outcome, 100), floor=50))
+    for number in range(5):
+        assert stock.make_room(Kept("2026-11-22", number, str(number), "", Outcome.FAIL, 20), 200, 9) == []
+    new = Kept("2026-11-22", 5, "5", "", Outcome.FAIL, 20)
+    assert stock.make_room(new, 0, 2) == [replace(stock_of(id_), at=int(id_)) for id_ in ("0", "1")]
+    assert stock.find("5") is None
+    assert len(stock.make_room(new, 40, 2) or []) == 2
+    assert stock.find("5") is new
+    assert stock.used(Outcome.FAIL) == 40
 
 
 def stock_of(id_: str) -> Kept:

@@ -5,9 +5,11 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -18,9 +20,9 @@ from typer.testing import CliRunner
 
 from daemon.alarms import Alarm, AlarmId, Change
 from daemon.announcements import EventKind
-from daemon.audit import BROKEN, GENESIS, MENDED, Audit, AuditError, Damage, Fact, encode_entry, examine, witness
+from daemon.audit import BROKEN, GENESIS, MENDED, Audit, AuditError, Damage, Fact, Trail, encode_entry, examine, witness
 from daemon.cli import app
-from daemon.journal import Journal
+from daemon.journal import WAITING, Journal
 from daemon.outbox import Outbox
 from tests.payloads import ALARM, AT, IDENTITY, texts
 
@@ -40,6 +42,26 @@ def chain(count: int, first: int = 1, prev: str = GENESIS) -> list[bytes]:
 
 def hashes(lines: list[bytes]) -> list[str]:
     return [json.loads(line)["hash"] for line in lines]
+
+
+def steps(work: Callable[[], object], most: int) -> int:
+    """How many lines of the trail's program that takes, those of a loop again each time round; up to `most`."""
+    count, before = 0, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != examine.__code__.co_filename:
+            return None
+        count += event == "line"
+        assert count <= most, f"more than {most} steps"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
 
 
 @pytest.fixture
@@ -132,6 +154,33 @@ def test_it_is_said_what_was_done_and_where() -> None:
         assert (fault.damage, fault.line) == (damage, line), what
 
 
+def test_behind_a_removed_line_ten_times_the_entries_are_ten_times_the_work() -> None:
+    lines = chain(50_000)
+    short, long = b"".join([*lines[:99], *lines[100:5_000]]), b"".join([*lines[:99], *lines[100:]])
+    few = steps(lambda: examine(short), 5_000 * 1_000)
+    found: list[Trail] = []
+    assert steps(lambda: found.append(examine(long)), 12 * few) > 8 * few
+    fault = found[0].fault
+    assert fault is not None
+    assert (fault.line, fault.damage) == (100, Damage.REMOVED)
+
+
+def test_who_breaks_a_trail_anew_behind_each_entry_that_says_so_makes_no_more_work_than_once() -> None:
+    content, digest = b"", hashlib.sha256()
+    for number in range(1, 2_000, 2):
+        said, own = encode_entry(number, digest.hexdigest(), fact(number, kind=BROKEN))
+        lines = said + encode_entry(number + 2, own, fact(number))[0]
+        content += lines
+        digest.update(lines)
+    trail = examine(content)
+    assert trail.fault is not None
+    assert trail.unsaid is not None
+    assert (trail.fault.line, trail.fault.damage) == (1, Damage.SAID)
+    assert (trail.unsaid.line, trail.unsaid.damage) == (2_000, Damage.REMOVED)
+    few = steps(lambda: examine(content[: len(content) // 4]), 1_000_000)
+    steps(lambda: examine(content), 6 * few)
+
+
 def test_a_chain_written_anew_or_cut_at_its_end_is_whole_but_not_as_it_was_witnessed() -> None:
     lines = chain(5)
     anew = [encode_entry(1, GENESIS, fact(1, user="nobody"))[0]]
@@ -206,26 +255,51 @@ def test_what_another_hand_does_while_the_daemon_runs_is_seen_at_the_next_entry(
     assert "entry 3 is gone" in said[1]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_a_full_disk_takes_no_half_of_an_entry_and_the_chain_goes_on_when_it_has_room(tmp_path: Path) -> None:
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small one."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]).returncode:  # noqa: PLW1510 -- it is looked at
         pytest.skip("only root may mount a small disk")
-    try:
-        (disk / "ballast").write_bytes(bytes(30_000))
-        audit, number = Audit(disk / "audit.jsonl"), 0
-        with pytest.raises(AuditError, match=r"audit\.jsonl cannot be written"):  # noqa: PT012 -- whichever fails
-            while True:
-                audit.append(fact(number + 1))
-                number += 1
-        assert examine((disk / "audit.jsonl").read_bytes()).lines == number
-        (disk / "ballast").unlink()
-        audit.append(fact(number + 1))
-        trail = examine((disk / "audit.jsonl").read_bytes())
-        assert (trail.fault, trail.lines) == (None, number + 1)
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def remount(disk: Path, mode: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{mode}", disk], check=True)
+
+
+def test_a_full_disk_takes_no_half_of_an_entry_and_the_chain_goes_on_when_it_has_room(disk: Path) -> None:
+    (disk / "ballast").write_bytes(bytes(30_000))
+    audit, number = Audit(disk / "audit.jsonl"), 0
+    with pytest.raises(AuditError, match=r"audit\.jsonl cannot be written"):  # noqa: PT012 -- whichever fails
+        while True:
+            audit.append(fact(number + 1))
+            number += 1
+    assert examine((disk / "audit.jsonl").read_bytes()).lines == number
+    (disk / "ballast").unlink()
+    audit.append(fact(number + 1))
+    trail = examine((disk / "audit.jsonl").read_bytes())
+    assert (trail.fault, trail.lines) == (None, number + 1)
+
+
+def test_a_trail_that_cannot_be_mended_is_not_looked_through_again_each_time(disk: Path) -> None:
+    (disk / "audit.jsonl").write_bytes(b"".join(chain(100))[:-1])
+    remount(disk, "ro")
+    audit = Audit(disk / "audit.jsonl")
+
+    def refused() -> None:
+        with pytest.raises(AuditError, match="Read-only file system"):
+            audit.unsaid()
+
+    first = steps(refused, 100_000)
+    assert steps(refused, first) < first / 10
+    remount(disk, "rw")
+    said = audit.unsaid()
+    assert said is not None
+    assert said[0] == MENDED
+    assert examine((disk / "audit.jsonl").read_bytes()).lines == 99
 
 
 # The journal
@@ -271,6 +345,85 @@ def test_while_the_trail_cannot_be_written_events_wait_and_alarms_do_not(tmp_pat
     journal.deliver()
     assert [message.get("kind") for message in published(outbox)] == [None, "started", "command"]
     assert examine(path.read_bytes()).fault is None
+
+
+def test_the_trail_is_looked_through_when_it_is_opened_and_not_by_the_first_event(path: Path, outbox: Outbox) -> None:
+    path.write_bytes(b"".join([*chain(100)[1:], b'{"number":101']))
+    journal = Journal(outbox, Audit(path), lambda _: None)
+    opened = steps(journal.open, 100_000)
+    assert path.read_bytes().endswith(b"\n"), "an unfinished line is still there"
+    assert (journal.trouble, published(outbox)) == (None, [])
+    assert steps(lambda: journal.note(IDENTITY, EventKind.STARTED, "0.1.0", ""), opened) < opened / 2
+    assert [event["kind"] for event in published(outbox)] == [BROKEN, MENDED, "started"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00\xff\n" * 9, b"[" * 20_000 + b"\n", b'{"number":1}\n'])
+def test_whatever_stands_there_opening_raises_nothing(path: Path, outbox: Outbox, content: bytes | None) -> None:
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    journal = Journal(outbox, Audit(path), lambda _: None)
+    journal.open()
+    assert (journal.trouble is not None) == (content is None)
+    journal.note(IDENTITY, EventKind.STARTED, "0.1.0", "")
+    assert (journal.trouble is not None) == (content is None)
+
+
+def test_a_trail_that_cannot_be_written_is_a_trouble_until_it_can(disk: Path, outbox: Outbox) -> None:
+    remount(disk, "ro")
+    journal = Journal(outbox, Audit(disk / "audit.jsonl"), lambda _: None)
+    journal.open()
+    assert journal.trouble is None
+    journal.note(IDENTITY, EventKind.STARTED, "0.1.0", "")
+    journal.note(IDENTITY, EventKind.COMMAND, "halt", "DONE")
+    path = disk / "audit.jsonl"
+    why = f"the audit trail {path} cannot be written: Read-only file system; check its rights and the disk"
+    assert journal.trouble == f"2 events wait: {why}"
+    remount(disk, "rw")
+    journal.deliver()
+    assert journal.trouble is None
+    assert [event["kind"] for event in published(outbox)] == ["started", "command"]
+
+
+def test_of_too_many_events_that_wait_the_oldest_are_lost_and_counted(tmp_path: Path, outbox: Outbox) -> None:
+    path = tmp_path / "away" / "audit.jsonl"
+    journal = Journal(outbox, Audit(path), lambda _: None)
+    with capture_logs() as logs:
+        for number in range(WAITING + 3):
+            journal.note(IDENTITY, EventKind.COMMAND, str(number), "DONE")
+        assert journal.trouble is not None
+        assert journal.trouble.startswith(f"{WAITING} events wait, 3 are lost: the audit trail {path}")
+        journal.close()
+    errors = [said for said in logs if said["log_level"] == "error"]
+    assert [said["event"] for said in errors] == [
+        "events wait, for they cannot be audited",
+        "no more events can wait to be audited; the oldest are lost",
+        "events are lost: they could not be audited",
+    ]
+    assert errors[-1]["count"] == WAITING + 3
+
+
+def test_at_the_stop_nothing_is_said_to_be_lost_that_is_not(tmp_path: Path, outbox: Outbox) -> None:
+    path = tmp_path / "away" / "audit.jsonl"
+    journal = Journal(outbox, Audit(path), lambda _: None)
+    journal.note(IDENTITY, EventKind.STOPPED, "0.1.0", "as it was asked to")
+    path.parent.mkdir()
+    with capture_logs() as logs:
+        journal.close()
+    assert [said["log_level"] for said in logs] == ["warning"]  # it can be audited again
+    assert [event["kind"] for event in published(outbox)] == ["stopped"]
+
+
+def test_at_the_stop_it_is_said_how_much_the_outbox_has_not_taken(path: Path, tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox.sqlite3")
+    outbox.close()
+    journal = Journal(outbox, Audit(path), lambda _: None)
+    journal.note(IDENTITY, EventKind.STOPPED, "0.1.0", "")
+    journal.alarm(IDENTITY, Change(ALARM, active=True))
+    with capture_logs() as logs:
+        journal.close()
+    assert [(said["log_level"], said["count"]) for said in logs] == [("error", 2)]
 
 
 def test_what_the_outbox_refuses_is_audited_once(path: Path, tmp_path: Path) -> None:

@@ -460,6 +460,13 @@ def test_one_bad_file_in_the_history_does_not_spoil_the_others(path: Path) -> No
 def test_a_file_is_written_whole_in_any_script(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     for text in ("α ≤ 1 %\n", ""):
-        write_whole(path, text)
+        write_whole(path, text.encode())
         assert path.read_text(encoding="utf-8") == text
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "page.html" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"page\.html"):
+        write_whole(tmp_path / "page.html", b"?", lasting=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
