@@ -31,10 +31,11 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 demo: $(INSTALLED)
 	$(BIN)/python -m demo $(if $(DATA),--data "$(DATA)")
 
-# One worker a core, each with one thread of PyTorch: two that spin beside each other are slower than one. The files with
-# few and long tests come first, so that no worker is left alone with them.
+# A worker more than there are cores, for tests wait a lot; each with one thread of PyTorch, since two that spin beside each
+# other are slower than one. The files with few and long tests come first, so that no worker is left alone with them.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" --numprocesses logical --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" --numprocesses $$(($$(nproc) + 1)) --dist loadfile \
+	  --no-loadscope-reorder
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long

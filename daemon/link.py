@@ -401,6 +401,7 @@ class Link:
         client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
         client.on_socket_close = self._on_socket_close
+        client.on_socket_open = _send_at_once
         return client
 
     def _connect(self, broker: Broker) -> None:
@@ -487,6 +488,12 @@ class Link:
             else:
                 self._acknowledged.add(mid)
             self._changed.notify_all()
+
+
+def _send_at_once(_: Client, __: object, connection: object) -> None:
+    """Let no gate message wait for the acknowledgement of what was sent before it, some 40 ms on many systems."""
+    if isinstance(connection, socket.socket):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _size(message: Message) -> int:

@@ -512,6 +512,7 @@ def test_without_the_option_a_repeated_content_gets_its_own_verdict(folder: Path
             arrivals.frame()
 
 
+@pytest.mark.long
 def test_of_many_contents_the_oldest_are_forgotten(folder: Path) -> None:
     watched = source(folder, skip_duplicates=True)
     with Arrivals(watched) as arrivals:

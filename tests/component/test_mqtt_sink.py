@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -1114,3 +1115,24 @@ def test_pictures_in_front_of_a_frozen_broker_are_dropped_and_do_not_hold_up_the
     broker.thaw()
     closing.join()
     assert not held_up
+
+
+def test_no_small_message_waits_for_the_acknowledgement_of_the_one_before(mosquitto: Callable[..., Broker]) -> None:
+    broker = mosquitto()
+    connection = Link(settings(broker), "prompt")
+    ours = [
+        each
+        for each in gc.get_objects()
+        if isinstance(each, socket.socket)
+        and each.type is socket.SOCK_STREAM
+        and each.fileno() >= 0
+        and peer(each) == broker.port
+    ]
+    assert [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in ours] == [1]
+    connection.close()
+
+
+def peer(connection: socket.socket) -> int | None:
+    with suppress(OSError):
+        return int(connection.getpeername()[1])
+    return None

@@ -383,6 +383,7 @@ def test_a_reader_that_hangs_is_noticed_and_ended(film: Path) -> None:
             take(parts, 12)
 
 
+@pytest.mark.long
 def test_ten_openings_leave_no_handle_no_process_and_no_memory_behind(tmp_path: Path) -> None:
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25.0, (1920, 1080))

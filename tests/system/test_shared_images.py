@@ -144,6 +144,7 @@ def patiently(robot: Robot, count: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_two_daemons_share_a_stream_and_each_image_is_answered_once(
     tmp_path: Path, model: Path, broker: Broker, robot: Robot
 ) -> None:
