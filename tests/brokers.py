@@ -234,12 +234,14 @@ class Subscriber:
         self.messages: list[Received] = []
         self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
+        # Not before the broker has answered: amqtt has been seen to lose a subscription that came sooner.
+        self._client.on_connect = lambda client, *_: (
+            client.subscribe(topic, options=SubscribeOptions(qos=1, retainAsPublished=True))
+            if five
+            else client.subscribe(topic, 1)
+        )
         self._client.connect(HOST, port)
         self._client.loop_start()
-        if five:
-            self._client.subscribe(topic, options=SubscribeOptions(qos=1, retainAsPublished=True))
-        else:
-            self._client.subscribe(topic, 1)
         with self._changed:
             assert self._changed.wait_for(lambda: self._subscribed, DEADLINE_S), "the broker does not answer"
 

@@ -239,18 +239,22 @@ class Plc:
     """A plain paho client that hears everything."""
 
     def __init__(self, broker: Broker, *, five: bool = True) -> None:
-        version = MQTTProtocolVersion.MQTTv5 if five else MQTTProtocolVersion.MQTTv311
-        self._client = Client(CallbackAPIVersion.VERSION2, protocol=version, reconnect_on_failure=False)
         self._changed = threading.Condition()
         self._subscribed = False
         self.heard: list[Heard] = []
-        self._client.on_subscribe = self._on_subscribe
-        self._client.on_message = self._on_message
-        self._client.connect(HOST, broker.port)
-        self._client.loop_start()
-        self._client.subscribe("#", 1)
-        with self._changed:
-            assert self._changed.wait_for(lambda: self._subscribed, DEADLINE_S)
+        version = MQTTProtocolVersion.MQTTv5 if five else MQTTProtocolVersion.MQTTv311
+        for _ in range(3):  # amqtt has been seen to leave one who comes just after others have left without an answer
+            self._client = Client(CallbackAPIVersion.VERSION2, protocol=version, reconnect_on_failure=False)
+            self._client.on_connect = lambda client, *_: client.subscribe("#", 1)
+            self._client.on_subscribe = self._on_subscribe
+            self._client.on_message = self._on_message
+            self._client.connect(HOST, broker.port)
+            self._client.loop_start()
+            with self._changed:
+                if self._changed.wait_for(lambda: self._subscribed, DEADLINE_S / 3):
+                    break
+            self.close()
+        assert self._subscribed
         self.wait(lambda: self.of("status"), "the station to be online")
 
     def of(self, leaf: str) -> list[dict[str, Any]]:
