@@ -36,7 +36,8 @@ class Provenance:
 
     `model` is the fingerprint of weights, preprocessing and scoring; `engine` is what computed; `regions` is the
     fingerprint of masks and region rules, empty without any; `data_sha256` stands for the images; `made_at` becomes
-    UTC; `framing` is the fingerprint of what was done to the images first, empty where nothing was.
+    UTC; `framing` is the fingerprint of what was done to the images first, empty where nothing was; `parity` says how
+    the engine compares with the reference, empty where it is the reference.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Provenance:
     regions: str = ""
     made_by: str = ""
     framing: str = ""
+    parity: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +263,9 @@ def content(calibration: Calibration) -> dict[str, Any]:
     fields = asdict(calibration)
     del fields["id"]
     fields["provenance"]["made_at"] = calibration.provenance.made_at.isoformat()
-    if not calibration.provenance.framing:  # ids of calibrations from before there were framings stay as they are
-        del fields["provenance"]["framing"]
+    for later in ("framing", "parity"):  # ids of calibrations from before there was any stay as they are
+        if not fields["provenance"][later]:
+            del fields["provenance"][later]
     if calibration.appearance:
         fields["appearance"]["canaries"] = {k: list(v) for k, v in calibration.appearance.canaries.items()}
     return fields | {name: list(getattr(calibration, name)) for name in ("scores", "groups", "images")}
@@ -312,6 +315,7 @@ def describe(calibration: Calibration) -> str:
         f"Model          {made.model}" + f", {made.engine}" * bool(made.engine),
         f"Images         sha256 {made.data_sha256}",
         *([f"Regions        {made.regions}"] if made.regions else []),
+        *([f"Engine         {made.parity}"] if made.parity else []),
         *([f"Framing        {made.framing}"] if made.framing else []),
         f"Good parts     {n}",
         f"α              {stated(calibration.alpha)} asked, {_carried(calibration)} carried",

@@ -31,6 +31,7 @@ from daemon.build import (
     build_framing,
     build_rule,
     build_source,
+    engine_of,
     fingerprint_of,
     overflow_of,
     place_of,
@@ -97,9 +98,9 @@ class Assembly:
         self._archive = archive
         self._boot_id = boot_id
         self._note = note
-        self._detectors: WeakValueDictionary[tuple[str, str], Detector] = WeakValueDictionary()
+        self._detectors: WeakValueDictionary[tuple[str, str, str], Detector] = WeakValueDictionary()
         self._in_use = False
-        self._proven: set[tuple[str, str, str]] = set()
+        self._proven: set[tuple[str, str, str, str]] = set()
         self._watched: dict[tuple[str, str], tuple[ChallengeSettings | None, StationQuality]] = {}
         self._read_broker = build_broker(settings.mqtt)
         self._credentials = fingerprint(settings.mqtt)
@@ -308,12 +309,14 @@ class Assembly:
         log.info("loading the model", station=station.name, recipe=recipe.name, model=str(recipe.model))
         systemd.working(LOADING_S, f"loading {recipe.model} for {station.name}")
         rule = build_rule(recipe.regions)
-        key = fingerprint_of(recipe.model), rule.fingerprint
-        build = partial(build_detector, recipe.model, settings.device, settings.threads, rule)
+        model = fingerprint_of(recipe.model)
+        calibration = store.load(recipe.calibration_file, model, rule.fingerprint, framing.fingerprint)
+        engine = engine_of(calibration, settings.engine)
+        key = model, rule.fingerprint, engine
+        build = partial(build_detector, recipe.model, settings.device, settings.threads, rule, engine)
         shared = self._detectors.get(key)  # stations that judge alike share one, and are judged together
         detector = shared or build()
         self._detectors[key] = detector
-        calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint, framing.fingerprint)
         known = golden.load(recipe.calibration_file, calibration)
         proof = (*key, calibration.id)
         if known is None:

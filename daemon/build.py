@@ -1,16 +1,16 @@
 """Settings → objects. The only module that names every plug-in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import numpy as np
 import structlog
 
 from calibration import store
-from calibration.calibration import Calibration
+from calibration.calibration import Calibration, CalibrationError
 from config import schema
 from config.credentials import read_credentials
 from config.load import ConfigError
@@ -35,8 +35,11 @@ from daemon.sources.mqtt import MqttSource
 from daemon.sources.video.source import VideoSource, shown
 from daemon.stats import Drop
 from detectors import artifact
-from detectors.base import ArtifactError, Detector, DetectorName
+from detectors.base import ArtifactError, Detector, DetectorName, Image
 from detectors.devices import choose
+from detectors.engines.base import REFERENCE, Comparison, EngineName, Start, key
+from detectors.engines.start import export, starter
+from detectors.preprocess import Preprocess
 
 CALIBRATION = "calibration.json"
 
@@ -74,6 +77,7 @@ def build_source(
                 skip_duplicates=source.skip_duplicates,
                 duplicate=lambda: lost(Drop.DUPLICATE, 1),
                 delete=source.keep == "delete",
+                shrink=framing.shrink,
             )
         case schema.GenicamSource() | schema.VideoSource() as source:
             built = build_camera(station.name, source, lost)
@@ -86,10 +90,11 @@ def build_source(
                 group=source.group,
                 window=source.window,
                 absence_s=source.absence_s,
+                shrink=framing.shrink,
             )
         case _ as unknown:
             assert_never(unknown)
-    return framed(built, framing)
+    return framed(built, framing, shrunk=isinstance(station.source, schema.FolderSource | schema.MqttSource))
 
 
 def build_camera(
@@ -162,8 +167,8 @@ def build_framing(framing: schema.Framing) -> Framing:
     """
     file = framing.flat_field
     try:
-        flat_field = None if file is None else images.read(file)
-        return Framing(flat_field, framing.crop, framing.rotate)
+        flat_field = None if file is None else images.read(file, framing.shrink)
+        return Framing(flat_field, framing.crop, framing.rotate, framing.shrink)
     except images.UndecodableError as error:
         fault = f"cannot be read as an image: {error}. Save it again as a PNG"
     except OSError as error:
@@ -186,13 +191,48 @@ def build_rule(regions: schema.Regions) -> Rule:
         raise ConfigError(f"[station.regions]: {error}") from error
 
 
-def build_detector(folder: Path, device: str = "auto", threads: int = 0, rule: Rule = PLAIN) -> Detector:
-    """Load the model in `folder` onto a device and run it once; it scores under `rule`.
+def build_detector(
+    folder: Path, device: str = "auto", threads: int = 0, rule: Rule = PLAIN, engine: str = REFERENCE
+) -> Detector:
+    """Load the model in `folder` onto a device and run it once, by the engine of that key; it scores under `rule`.
 
     Raises:
-        ArtifactError: no usable model, or no such device.
+        ArtifactError: no usable model, or no such device or engine.
     """
     manifest = artifact.read_manifest(folder)
+    start = starter(folder, manifest, engine, choose(device, threads), threads)
+    detector = _family(folder, manifest).load(folder, manifest, start)
+    detector.predict([np.zeros((256, 256, 3), np.uint8)])  # so that the first part does not pay for lazy initialisation
+    return detector if rule.is_plain else RegionDetector(detector, rule)
+
+
+def export_engine(folder: Path, engine: EngineName, good: Iterable[Image]) -> str:
+    """Export the model in `folder` for an engine, with the ranges of good parts where it rounds; give its key.
+
+    Raises:
+        ArtifactError: no usable model, or the engine's library is missing.
+    """
+    manifest = artifact.read_manifest(folder)
+    family = _family(folder, manifest)
+    preprocess = family.preprocess_of(manifest)
+    pictures = [preprocess.resize([image]) for image in good]
+    return export(folder, manifest, engine, family.load_comparison(folder, manifest), pictures)
+
+
+class Family(Protocol):
+    """What the modules of the detectors have in common."""
+
+    def load(self, folder: Path, manifest: artifact.Manifest, start: Start) -> Detector:
+        """Run a saved model on the engine that `start` gives."""
+
+    def load_comparison(self, folder: Path, manifest: artifact.Manifest) -> Comparison:
+        """What an engine is to compute of it."""
+
+    def preprocess_of(self, manifest: artifact.Manifest) -> Preprocess:
+        """What is done to its images."""
+
+
+def _family(folder: Path, manifest: artifact.Manifest) -> Family:
     try:
         name = DetectorName(manifest.detector)
     except ValueError:
@@ -200,19 +240,37 @@ def build_detector(folder: Path, device: str = "auto", threads: int = 0, rule: R
             f"{folder} was trained by the detector {manifest.detector!r}, which this version does not know; "
             "install the version that trained it, or train again"
         ) from None
-    load: Callable[[Path, artifact.Manifest, str], Detector]
     match name:
         case DetectorName.gsk_rd4ad | DetectorName.sk_rd4ad | DetectorName.rd4ad | DetectorName.rdpp:
-            from detectors.reverse_distillation.detector import load
+            from detectors.reverse_distillation import detector as reverse_distillation
+
+            return reverse_distillation
         case DetectorName.efficientad_s | DetectorName.efficientad_m | DetectorName.puad:
-            from detectors.efficientad.detector import load
+            from detectors.efficientad import detector as efficientad
+
+            return efficientad
         case DetectorName.patchcore:
-            from detectors.patchcore import load
+            from detectors import patchcore
+
+            return patchcore
         case _ as unknown:
             assert_never(unknown)
-    detector = load(folder, manifest, choose(device, threads))
-    detector.predict([np.zeros((256, 256, 3), np.uint8)])  # so that the first part does not pay for lazy initialisation
-    return detector if rule.is_plain else RegionDetector(detector, rule)
+
+
+def engine_of(calibration: Calibration, asked: str = "auto") -> str:
+    """The key of the engine that inspects: the one whose scores the calibration was made of.
+
+    Raises:
+        CalibrationError: another engine is asked for.
+    """
+    made = key(calibration.provenance.engine)
+    if asked not in {"auto", made.partition("/")[0]}:
+        raise CalibrationError(
+            f'calibration {calibration.id} was made with the engine {made}, and engine = "{asked}" is asked for: '
+            f"calibrate with that one (`inspectd export --engine {asked}`; the reference: `inspectd calibrate --engine "
+            f'{REFERENCE}`), or set engine = "auto"'
+        )
+    return made
 
 
 def fingerprint_of(folder: Path) -> str:

@@ -16,7 +16,8 @@ from calibration.calibration import CalibrationError
 from config import reference
 from config.load import ConfigError, load
 from daemon import logs
-from daemon.desk import archiving, auditing, calibrating, commands, doctor, sources
+from daemon.desk import archiving, auditing, calibrating, commands, doctor, exporting, sources
+from daemon.desk.bench.command import bench
 from daemon.desk.dataset import DatasetError
 from daemon.images import UndecodableError
 from daemon.outbox import OutboxError
@@ -36,9 +37,11 @@ for command in (
     commands.train,
     commands.distill_teacher,
     calibrating.calibrate,
+    exporting.export,
     commands.evaluate,
     commands.predict,
     commands.compare,
+    bench,
     commands.schema,
     doctor.check,
     doctor.doctor,

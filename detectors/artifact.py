@@ -61,7 +61,7 @@ def save(
     for name, tensors in files.items():
         path = folder / name
         write_tensors(path, tensors)
-        described[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        described[name] = describe(path)
     versions = {"inspectd": version("inspectd"), "torch": torch.__version__, "python": platform.python_version()}
     manifest = Manifest(detector, settings, training, described, versions)
     write_json(folder / MANIFEST, sealed({"schema": SCHEMA, **asdict(manifest)}))
@@ -73,6 +73,11 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
     content = {key: value for key, value in content.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {**content, "sha256": digest}
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file: its SHA-256 and its size in bytes."""
+    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -25,11 +25,6 @@ def choose(device: str, threads: int = 0) -> str:
     return "cuda" if present and device != "cpu" else "cpu"
 
 
-def engine(device: str) -> str:
-    """What computes on a device: two engines may differ in a score's last digits, never in more."""
-    return f"torch {torch.__version__} {device} float32"
-
-
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """What a GPU says of itself. `used_bytes` is of all programs; `celsius` is None where nobody knows."""

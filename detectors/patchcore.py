@@ -15,45 +15,70 @@ from torch import Tensor
 from torch.nn import functional
 
 from detectors import artifact
-from detectors.base import DetectorName, Image, Prediction
-from detectors.devices import engine, watched
+from detectors.base import DetectorName, Image
+from detectors.detector import NetworkDetector
+from detectors.engines.base import Compared, Comparison, Engine, Start
 from detectors.preprocess import Preprocess
 from detectors.teacher import Teacher
+from detectors.tiling import Tiling, settings_of
 
 TEACHER, BANK = "teacher.safetensors", "bank.safetensors"
 SHARE, MOST = 0.1, 10_000  # the bank keeps this share of all patches, but no more: time grows with it
 PROJECTED, SIGMA = 128, 4.0
 
 
-class PatchCoreDetector:
-    """Satisfies `detectors.base.Detector`. Maps are size×size, in distances between features."""
+class Description(Comparison):
+    """The teacher's levels 2 and 3, averaged over 3×3 places, side by side: N×C×size/8×size/8. There is no student."""
 
-    def __init__(self, teacher: Teacher, bank: Tensor, preprocess: Preprocess, fingerprint: str, device: str) -> None:
-        self._teacher, self._bank, self._preprocess = teacher.to(device), bank.to(device), preprocess
-        self.fingerprint = fingerprint
-        self.engine = engine(device)
+    def __init__(self, teacher: Teacher, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self._preprocess = preprocess
+        self._dtype = torch.float32
 
-    @torch.inference_mode()
-    def predict(self, images: Sequence[Image]) -> list[Prediction]:
-        """Judge one after the other; `DeviceLostError` if the GPU does not answer any more."""
-        with watched():
-            return [self._judge(image) for image in images]
+    def forward(self, pixels: Tensor) -> Compared:
+        """Describe."""
+        features = self.teacher(self._preprocess.normalise(pixels).to(self._dtype))
+        _, e2, e3 = (functional.avg_pool2d(e.float(), 3, stride=1, padding=1) for e in features)
+        coarse = functional.interpolate(e3, e2.shape[2:], mode="bilinear")
+        return Compared(features, [], [torch.cat([e2, coarse], dim=1)])
 
-    def _judge(self, image: Image) -> Prediction:
-        size = self._preprocess.size
-        patches = describe(image, self._teacher, self._preprocess)
-        nearest = self._bank[torch.cdist(patches, self._bank).argmin(dim=1)]
-        distance = (patches - nearest).norm(dim=1).view(1, 1, size // 8, -1)  # anew, as cdist is rough near 0
-        fine = functional.interpolate(distance, (size, size), mode="bilinear")[0, 0]
-        anomaly_map = gaussian_filter(fine.cpu().numpy(), SIGMA)
-        return Prediction(float(anomaly_map.max()), anomaly_map)
+    def round_networks(self) -> "Description":
+        """Let the teacher compute in bfloat16."""
+        self.teacher.to(torch.bfloat16)
+        self._dtype = torch.bfloat16
+        return self
+
+
+class Recollection:
+    """Draws maps size×size, in distances between features, by looking each patch up in the bank."""
+
+    def __init__(self, bank: Tensor, size: int) -> None:
+        self._bank = bank
+        self._size = size
+
+    def __call__(self, found: Sequence[Tensor]) -> Tensor:
+        """Look up the patches of one image after the other."""
+        return torch.stack([self._draw(patches(described)) for described in found[0]])
+
+    def _draw(self, seen: Tensor) -> Tensor:
+        nearest = self._bank[torch.cdist(seen, self._bank).argmin(dim=1)]
+        distance = (seen - nearest).norm(dim=1).view(1, 1, self._size // 8, -1)  # anew, as cdist is rough near 0
+        fine = functional.interpolate(distance, (self._size, self._size), mode="bilinear")[0, 0]
+        return torch.from_numpy(gaussian_filter(fine.cpu().numpy(), SIGMA))
+
+
+def patches(described: Tensor) -> Tensor:
+    """C×h×w → one row a patch."""
+    return described.flatten(1).T
 
 
 def describe(image: Image, teacher: Teacher, preprocess: Preprocess) -> Tensor:
-    """Image → one row a patch, (size/8)²×C: the teacher's levels 2 and 3, averaged over 3×3 places, side by side."""
-    pixels = preprocess.resize([image]).to(next(teacher.parameters()).device)
-    _, e2, e3 = (functional.avg_pool2d(e, 3, stride=1, padding=1) for e in teacher(preprocess.normalise(pixels)))
-    return torch.cat([e2, functional.interpolate(e3, e2.shape[2:], mode="bilinear")], dim=1)[0].flatten(1).T
+    """Image → one row a patch, (size/8)²×C, on the teacher's device."""
+    compared = Description(teacher, preprocess).forward(
+        preprocess.resize([image]).to(next(teacher.parameters()).device)
+    )
+    return patches(compared.found[0][0])
 
 
 def bank_size(images: int, size: int) -> int:
@@ -80,18 +105,47 @@ def coreset(described: Iterable[Tensor], count: int, seed: int, report: Callable
     return patches[kept]
 
 
-def save(folder: Path, teacher: Teacher, bank: Tensor, preprocess: Preprocess, training: dict[str, Any]) -> None:
+def save(
+    folder: Path,
+    teacher: Teacher,
+    bank: Tensor,
+    preprocess: Preprocess,
+    training: dict[str, Any],
+    tiling: Tiling | None = None,
+) -> None:
     """Write a model folder that needs nothing from elsewhere, the teacher included."""
     files = {TEACHER: teacher.backbone.state_dict(), BANK: {"bank": bank}}
-    artifact.save(folder, DetectorName.patchcore, {"backbone": teacher.name, **asdict(preprocess)}, training, files)
+    settings = {"backbone": teacher.name, **asdict(preprocess), **settings_of(tiling)}
+    artifact.save(folder, DetectorName.patchcore, settings, training, files)
 
 
-def load(folder: Path, manifest: artifact.Manifest, device: str) -> PatchCoreDetector:
-    """Put a saved model on `device`; `ArtifactError` if files are torn, edited or do not belong together."""
-    said = manifest.settings
+def load(folder: Path, manifest: artifact.Manifest, start: Start) -> NetworkDetector:
+    """Run a saved model on the engine that `start` gives.
+
+    Raises:
+        ArtifactError: files that are torn, edited or do not belong together.
+    """
     with artifact.usable(folder, manifest):
-        teacher = Teacher(said["backbone"])
-        teacher.backbone.load_state_dict(artifact.load_tensors(folder, manifest, TEACHER))
         bank = artifact.load_tensors(folder, manifest, BANK)["bank"]
-        preprocess = Preprocess(said["size"], tuple(said["mean"]), tuple(said["std"]))
-    return PatchCoreDetector(teacher, bank, preprocess, manifest.fingerprint, device)
+        preprocess = preprocess_of(manifest)
+    return run_by(start(lambda: load_comparison(folder, manifest)), bank, preprocess, manifest.fingerprint)
+
+
+def run_by(engine: Engine, bank: Tensor, preprocess: Preprocess, fingerprint: str) -> NetworkDetector:
+    """The detector of an engine that runs a `Description`."""
+    draw = Recollection(bank.to(engine.device), preprocess.size)
+    return NetworkDetector(preprocess, engine, draw, fingerprint)
+
+
+def load_comparison(folder: Path, manifest: artifact.Manifest) -> Description:
+    """What an engine is to compute of a saved model, on the CPU; `ArtifactError` as `load`."""
+    with artifact.usable(folder, manifest):
+        teacher = Teacher(manifest.settings["backbone"])
+        teacher.backbone.load_state_dict(artifact.load_tensors(folder, manifest, TEACHER))
+        return Description(teacher, preprocess_of(manifest))
+
+
+def preprocess_of(manifest: artifact.Manifest) -> Preprocess:
+    """What is done to a saved model's images."""
+    said = manifest.settings
+    return Preprocess(said["size"], tuple(said["mean"]), tuple(said["std"]))

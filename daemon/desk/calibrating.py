@@ -49,7 +49,7 @@ calibrations = typer.Typer(
 
 
 @dataclass(frozen=True, slots=True)
-class _How:
+class How:
     """How a threshold is asked for, as `fit` understands it."""
 
     alpha: float
@@ -90,6 +90,9 @@ def calibrate(
         typer.Option(help="A share below alpha: parts between the thresholds of both are UNCERTAIN.", min=1e-6),
     ] = None,
     by: Annotated[str | None, typer.Option(help="Who answers for it; default: the name of the user.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Engine to calibrate; default: that of the calibration in force, or torch.")
+    ] = None,
     add: Annotated[bool, typer.Option("--add", help="Keep the scores of the calibration in force too.")] = False,  # noqa: FBT002
     what_if: Annotated[  # noqa: FBT002 -- a flag
         bool, typer.Option("--what-if", help="Write nothing; show the thresholds of several alphas.")
@@ -110,8 +113,8 @@ def calibrate(
         raise typer.BadParameter("--defects is for --what-if: bad parts never move a threshold")
     if add and (present is None or not present.images):
         raise typer.BadParameter(f"--add keeps the scores of a calibration in force, and there is none: {target.path}")
-    how = _How(alpha, confidence, method, fail_alpha)
-    detector = target.detector() if good or defects else None
+    how = How(alpha, confidence, method, fail_alpha)
+    detector = _detector(target, engine, present) if good or defects else None
     if good is not None and detector is not None:
         held = not_learned(target.model, dataset.good_images(good), good)
         digests = _each_once(held, present.images if add and present else ())
@@ -138,6 +141,38 @@ def calibrate(
         _propose(found, present, target)
 
 
+def calibrate_through(
+    target: Target, detector: Detector, good: Sequence[Path], alpha: float | None, parity: str
+) -> None:
+    """Calibrate anew through another engine: as the calibration in force was asked for, or with this alpha.
+
+    Where one is in force, the new one is a proposal.
+    """
+    present = target.in_force()
+    how = asked_of(present, alpha)
+    lens = target.lens(good)
+    digests = _each_once(good, ())
+    survey = _survey(detector, lens, digests, [], None)
+    found = _fit(target, detector, lens, survey, how, None, parity)
+    _keep_golden(target, detector, lens, list(digests), survey, found)
+    if present is None:
+        out.print(describe(found), markup=False, soft_wrap=True)
+        _put_in_force(found, target)
+    else:
+        _propose(found, present, target)
+
+
+def asked_of(present: Calibration | None, alpha: float | None) -> How:
+    """How a calibration was asked for; without one, or for another alpha, what `calibrate` does by default."""
+    if present is None or alpha not in {None, present.alpha}:
+        return How(0.01 if alpha is None else alpha)
+    return How(present.alpha, present.confidence, present.asked, present.fail_alpha)
+
+
+def _detector(target: Target, engine: str | None, present: Calibration | None) -> Detector:
+    return target.detector(present) if engine is None else target.detector_by(engine)
+
+
 def calibrate_new(model: Path, held: Sequence[Path], alpha: float, device: Device) -> None:
     """Calibrate a model that was just trained, and put that in force."""
     target = model_alone(model, device)
@@ -145,7 +180,7 @@ def calibrate_new(model: Path, held: Sequence[Path], alpha: float, device: Devic
     lens = target.lens(held)
     digests = _each_once(held, ())
     survey = _survey(detector, lens, digests, [], None)
-    calibration = _fit(target, detector, lens, survey, _How(alpha), None)
+    calibration = _fit(target, detector, lens, survey, How(alpha), None)
     _keep_golden(target, detector, lens, list(digests), survey, calibration)
     out.print(describe(calibration), markup=False, soft_wrap=True)
     _put_in_force(calibration, target)
@@ -292,7 +327,9 @@ def _joined(present: Calibration, detector: Detector, survey: _Survey) -> _Surve
     return _Survey(scores, groups, images, survey.appearance)
 
 
-def _fit(target: Target, detector: Detector, lens: Lens, survey: _Survey, how: _How, by: str | None) -> Calibration:
+def _fit(
+    target: Target, detector: Detector, lens: Lens, survey: _Survey, how: How, by: str | None, parity: str = ""
+) -> Calibration:
     return fit(
         survey.scores,
         **asdict(how),
@@ -307,6 +344,7 @@ def _fit(target: Target, detector: Detector, lens: Lens, survey: _Survey, how: _
             regions=target.rule.fingerprint,
             made_by=_user() if by is None else by,
             framing=lens.fingerprint,
+            parity=parity,
         ),
     )
 

@@ -16,6 +16,9 @@ from daemon.regions import Rule
 from daemon.terminal import Device
 from detectors.base import Detector
 
+AUTO, REFERENCE = "auto", "torch"
+"""What a configuration says for the calibration's own engine, and the engine that all others are compared with."""
+
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model folder.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="Configuration file, instead of --model.")]
 StationOption = Annotated[str | None, typer.Option("--station", help="Which of its stations; default: the only one.")]
@@ -26,7 +29,8 @@ RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Which of its
 class Target:
     """A model under a rule on a device, and where its calibration lies. `said` is how the user named it.
 
-    `framing` is the station's; None for a model alone, to which images come as they are.
+    `framing` is the station's; None for a model alone, to which images come as they are. `engine` is the one that the
+    configuration asks for, or "auto".
     """
 
     model: Path
@@ -36,6 +40,7 @@ class Target:
     threads: int
     said: str
     framing: Framing | None = None
+    engine: str = AUTO
 
     @property
     def fingerprint(self) -> str:
@@ -55,11 +60,21 @@ class Target:
         present = store.read(self.path)
         return present if present.provenance.model == self.fingerprint else None
 
-    def detector(self) -> Detector:
-        """The model as it inspects."""
+    def detector(self, calibration: Calibration | None = None) -> Detector:
+        """The model as it inspects by a calibration; without one, by the reference engine.
+
+        Raises:
+            ArtifactError, CalibrationError: the model, or the calibration's engine, cannot be used.
+        """
+        from daemon.build import engine_of
+
+        return self.detector_by(REFERENCE if calibration is None else engine_of(calibration, self.engine))
+
+    def detector_by(self, engine: str) -> Detector:
+        """The model as the engine of that key computes it."""
         from daemon.build import build_detector
 
-        return build_detector(self.model, self.device, self.threads, self.rule)
+        return build_detector(self.model, self.device, self.threads, self.rule, engine)
 
     def lens(self, paths: Sequence[Path]) -> Lens:
         """How it sees these images.
@@ -76,8 +91,8 @@ class Target:
         Raises:
             ArtifactError, CalibrationError: one of them cannot be used.
         """
-        detector = self.detector()
-        return detector, self.fitting(store.read(self.path), framing)
+        calibration = self.fitting(store.read(self.path), framing)
+        return self.detector(calibration), calibration
 
     def fitting(self, calibration: Calibration, framing: str) -> Calibration:
         """The calibration, if it is one of this model under this rule for images of this framing.
@@ -129,4 +144,4 @@ def find(
     where = settings.device if device is Device.auto else device.value
     said = f"--config {config} --station {one.name}" + (f" --recipe {by.name}" if one.own_recipes else "")
     rule, framing = build_rule(by.regions), build_framing(one.framing)
-    return Target(by.model, by.calibration_file, rule, where, settings.threads, said, framing)
+    return Target(by.model, by.calibration_file, rule, where, settings.threads, said, framing, settings.engine)

@@ -5,14 +5,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from detectors import artifact
-from detectors.base import ArtifactError, Image, Prediction
-from detectors.devices import engine, watched
-from detectors.efficientad.anomaly_map import align, combine, differences
+from detectors.base import ArtifactError
+from detectors.detector import NetworkDetector
+from detectors.efficientad.anomaly_map import align
+from detectors.efficientad.comparison import EfficientADComparison
 from detectors.efficientad.mahalanobis import Mahalanobis
 from detectors.efficientad.network import FEATURES, PDN, PIXELS, PREPROCESS, SIZES, EfficientAD, Size
 from detectors.efficientad.puad import Feature, Puad
+from detectors.engines.base import Engine, Start
+from detectors.preprocess import Preprocess
+from detectors.tiling import Tiling, settings_of
 
 TEACHER, STUDENT, PUAD = "teacher.safetensors", "student.safetensors", "puad.safetensors"
 
@@ -28,48 +33,50 @@ SETTINGS: dict[str, Any] = {
 """What every model has in common; a folder that says otherwise is of another version."""
 
 
-class EfficientADDetector:
-    """Satisfies `detectors.base.Detector`. Maps are 256×256; the score of an image is its map's maximum.
+class Drawing:
+    """Makes maps N×256×256 of what the comparison found; an image's score is its map's maximum.
 
     Without `puad` a map is in units of the scaled maps: 0.1 is exceeded by some 0.5 % of the cells of good parts.
     With it, in standard deviations of good parts' scores, raised evenly where the picture as a whole is unusual.
     """
 
-    def __init__(self, network: EfficientAD, puad: Puad | None, fingerprint: str, device: str) -> None:
-        self._device = torch.device(device)
-        self._network = _placed(network, device)
+    def __init__(self, puad: Puad | None) -> None:
         self._puad = puad
-        self.fingerprint = fingerprint
-        self.engine = engine(device)
 
-    @torch.inference_mode()
-    def predict(self, images: Sequence[Image]) -> list[Prediction]:
-        """One forward pass for all images together.
-
-        Raises:
-            DeviceLostError: the GPU does not answer any more.
-        """
-        if not images:
-            return []
-        with watched():
-            pixels = PREPROCESS.normalise(PREPROCESS.resize(images).to(self._device))
-            taught, student, autoencoder = self._network(pixels.contiguous(memory_format=torch.channels_last))
-            maps = align(combine(differences(taught, student, autoencoder), self._network.quantiles))
-            if self._puad:
-                maps = self._puad.lift(maps, taught, student)
-            arrays = maps.cpu().numpy()
-        return [Prediction(float(array.max()), array) for array in arrays]
+    def __call__(self, found: Sequence[Tensor]) -> Tensor:
+        """Draw."""
+        maps = align(found[0])
+        return self._puad.lift(maps, found[1]) if self._puad else maps
 
 
-def load(folder: Path, manifest: artifact.Manifest, device: str) -> EfficientADDetector:
-    """Put a saved model on `device` ("cpu" or "cuda").
+def load(folder: Path, manifest: artifact.Manifest, start: Start) -> NetworkDetector:
+    """Run a saved model on the engine that `start` gives.
 
     Raises:
         ArtifactError: files that are torn, edited or do not belong together.
     """
-    network = _network(folder, manifest)
     puad = _puad(folder, manifest) if manifest.detector == "puad" else None
-    return EfficientADDetector(network, puad, manifest.fingerprint, device)
+    return run_by(start(lambda: load_comparison(folder, manifest)), puad, manifest.fingerprint)
+
+
+def run_by(engine: Engine, puad: Puad | None, fingerprint: str) -> NetworkDetector:
+    """The detector of an engine that runs an `EfficientADComparison`, with PUAD's feature if there is a `puad`."""
+    return NetworkDetector(PREPROCESS, engine, Drawing(puad), fingerprint)
+
+
+def load_comparison(folder: Path, manifest: artifact.Manifest) -> EfficientADComparison:
+    """What an engine is to compute of a saved model, on the CPU.
+
+    Raises:
+        ArtifactError: files that are torn, edited or do not belong together.
+    """
+    feature = manifest.settings["feature"] if manifest.detector == "puad" else None
+    return EfficientADComparison(_network(folder, manifest).eval(), feature)
+
+
+def preprocess_of(manifest: artifact.Manifest) -> Preprocess:  # noqa: ARG001 -- as the other detectors have it
+    """What is done to the images of every model."""
+    return PREPROCESS
 
 
 def load_network(folder: Path, device: str) -> EfficientAD:
@@ -84,10 +91,12 @@ def load_network(folder: Path, device: str) -> EfficientAD:
     return _placed(_network(folder, manifest), device)
 
 
-def save(folder: Path, network: EfficientAD, training: dict[str, Any], puad: Puad | None = None) -> artifact.Manifest:
+def save(
+    folder: Path, network: EfficientAD, training: dict[str, Any], puad: Puad | None = None, tiling: Tiling | None = None
+) -> artifact.Manifest:
     """Write a trained network as a model folder that needs nothing from elsewhere, the teacher included."""
     name = f"efficientad_{network.size}"
-    settings = {"pdn": network.size, **SETTINGS}
+    settings = {"pdn": network.size, **SETTINGS, **settings_of(tiling)}
     files = {TEACHER: network.teacher.state_dict(), STUDENT: network.learned()}
     if puad:
         name = "puad"

@@ -32,14 +32,14 @@ class Puad:
     feature: Feature = "student"
     weight: float = 1.0
 
-    def lift(self, maps: Tensor, taught: Tensor, student: Tensor) -> Tensor:
-        """Maps N×256×256 of EfficientAD → the same in standard deviations, each raised by its picture's distance.
+    def lift(self, maps: Tensor, feature: Tensor) -> Tensor:
+        """Maps N×256×256 of EfficientAD → the same in standard deviations, each raised by the distance of its `pooled`.
 
         The whole map is raised evenly: its maximum is PUAD's score, the sum of both standardised scores, and its
         shape still shows where EfficientAD sees an anomaly.
         """
         (mean, std), (far_mean, far_std) = self.scales.tolist()
-        far = self.distance.distance(pooled(taught, student, self.feature))
+        far = self.distance.distance(feature)
         raised = self.weight * (far - far_mean) / far_std
         lifted: Tensor = (maps - mean) / std + raised.to(maps)[:, None, None]
         return lifted

@@ -1,4 +1,4 @@
-"""Features of teacher and student → anomaly map. Pure tensor functions."""
+"""Features of teacher and student → distances → anomaly map. Pure tensor functions."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ SIGMA = 4.0
 
 
 class AnomalyMap(nn.Module):
-    """Cosine distances of three levels, upsampled to the input's size, summed and smoothed.
+    """Distances of three levels, upsampled to the input's size, summed and smoothed.
 
-    RD4AD's map: 1 − cos over the channels, bilinear upsampling with aligned corners, a sum, a Gaussian of σ 4 pixels
+    RD4AD's map: bilinear upsampling with aligned corners, a sum, a Gaussian of σ 4 pixels
     with 33 taps and edge-repeating borders. Upsampling and smoothing are linear and separable, so each level
     becomes M·a·Mᵀ with one matrix M made here in float64; the result equals scipy's to 1e-5.
     """
@@ -24,19 +24,16 @@ class AnomalyMap(nn.Module):
         for level, side in enumerate(sides, 1):
             self.register_buffer(f"spread{level}", _spread(size, side), persistent=False)
 
-    def forward(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-        """Three features N×C×h×w of each → N×size×size, 0 (alike) … 6 (opposite at every level)."""
-        maps = []
-        for level, (e, d) in enumerate(zip(teacher, student, strict=True), 1):
-            spread = self.get_buffer(f"spread{level}")
-            distance = 1 - functional.cosine_similarity(e, d, dim=1)
-            maps.append(spread @ distance @ spread.T)
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Three distances N×h×w → N×size×size, 0 (alike) … 6 (opposite at every level)."""
+        spreads = [self.get_buffer(f"spread{level}") for level in range(1, len(levels) + 1)]
+        maps = [spread @ distance @ spread.T for spread, distance in zip(spreads, levels, strict=True)]
         return torch.stack(maps).sum(dim=0)
 
 
-def anomaly_score(maps: Tensor) -> Tensor:
-    """N×H×W → N: the largest value of each map."""
-    return maps.amax(dim=(1, 2))
+def distances(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[Tensor]:
+    """Three features N×C×h×w of each → 1 − cos over the channels, N×h×w, 0 (alike) … 2 (opposite)."""
+    return [1 - functional.cosine_similarity(e, d, dim=1) for e, d in zip(teacher, student, strict=True)]
 
 
 def _spread(size: int, side: int) -> Tensor:

@@ -1,51 +1,43 @@
 """A trained reverse-distillation model on a device."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from detectors import artifact
-from detectors.base import ArtifactError, Image, Prediction
-from detectors.devices import engine, watched
+from detectors.base import ArtifactError
+from detectors.detector import NetworkDetector
+from detectors.engines.base import Engine, Start
 from detectors.preprocess import Preprocess
-from detectors.reverse_distillation.anomaly_map import AnomalyMap, anomaly_score
+from detectors.reverse_distillation.anomaly_map import AnomalyMap
+from detectors.reverse_distillation.comparison import ReverseDistillationComparison
 from detectors.reverse_distillation.network import ReverseDistillation
 from detectors.teacher import Teacher, read_checkpoint
+from detectors.tiling import Tiling, settings_of
 
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
+STRIDES = (4, 8, 16)
+"""Pixels of the network's input from one cell of a level to the next."""
 
 
-class ReverseDistillationDetector:
-    """Satisfies `detectors.base.Detector`. Maps are size×size; the score of an image is its map's maximum."""
+def load(folder: Path, manifest: artifact.Manifest, start: Start) -> NetworkDetector:
+    """Run a saved model on the engine that `start` gives. Maps are size×size.
 
-    def __init__(self, network: ReverseDistillation, preprocess: Preprocess, fingerprint: str, device: str) -> None:
-        self._device = torch.device(device)
-        self._network = network.to(self._device).eval()
-        self._preprocess = preprocess
-        self._map = AnomalyMap(preprocess.size, [preprocess.size // stride for stride in (4, 8, 16)]).to(self._device)
-        self.fingerprint = fingerprint
-        self.engine = engine(device)
-
-    @torch.inference_mode()
-    def predict(self, images: Sequence[Image]) -> list[Prediction]:
-        """One forward pass for all images together.
-
-        Raises:
-            DeviceLostError: the GPU does not answer any more.
-        """
-        if not images:
-            return []
-        with watched():
-            pixels = self._preprocess.resize(images).to(self._device)
-            maps = self._map(*self._network(self._preprocess.normalise(pixels)))
-            scores, arrays = anomaly_score(maps).tolist(), maps.cpu().numpy()
-        return [Prediction(score, array) for score, array in zip(scores, arrays, strict=True)]
+    Raises:
+        ArtifactError: files that are torn, edited or do not belong together.
+    """
+    with artifact.usable(folder, manifest):
+        preprocess = preprocess_of(manifest)
+    return run_by(start(lambda: load_comparison(folder, manifest)), preprocess, manifest.fingerprint)
 
 
-def load(folder: Path, manifest: artifact.Manifest, device: str) -> ReverseDistillationDetector:
-    """Put a saved model on `device` ("cpu" or "cuda").
+def run_by(engine: Engine, preprocess: Preprocess, fingerprint: str) -> NetworkDetector:
+    """The detector of an engine that runs a `ReverseDistillationComparison`."""
+    draw = AnomalyMap(preprocess.size, [preprocess.size // stride for stride in STRIDES]).to(engine.device)
+    return NetworkDetector(preprocess, engine, draw, fingerprint)
+
+
+def load_comparison(folder: Path, manifest: artifact.Manifest) -> ReverseDistillationComparison:
+    """What an engine is to compute of a saved model, on the CPU.
 
     Raises:
         ArtifactError: files that are torn, edited or do not belong together.
@@ -56,10 +48,15 @@ def load(folder: Path, manifest: artifact.Manifest, device: str) -> ReverseDisti
         skips = tuple((a, b) for a, b in settings["skips"])
         gate, projected = float(settings["gate"]), bool(settings["projected"])
         network = ReverseDistillation(teacher, skips, gate=gate, projected=projected)
-        preprocess = Preprocess(int(settings["size"]), tuple(settings["mean"]), tuple(settings["std"]))
         teacher.backbone.load_state_dict(artifact.load_tensors(folder, manifest, TEACHER))
         artifact.load_learned(network, folder, manifest, STUDENT)
-    return ReverseDistillationDetector(network, preprocess, manifest.fingerprint, device)
+        return ReverseDistillationComparison(network.eval(), preprocess_of(manifest))
+
+
+def preprocess_of(manifest: artifact.Manifest) -> Preprocess:
+    """What is done to a saved model's images."""
+    settings = manifest.settings
+    return Preprocess(int(settings["size"]), tuple(settings["mean"]), tuple(settings["std"]))
 
 
 def save(
@@ -68,6 +65,7 @@ def save(
     network: ReverseDistillation,
     preprocess: Preprocess,
     training: dict[str, Any],
+    tiling: Tiling | None = None,
 ) -> artifact.Manifest:
     """Write a trained network as a model folder that needs nothing from elsewhere, the teacher included."""
     settings = {
@@ -78,6 +76,7 @@ def save(
         "skips": network.decoder.skips,
         "gate": network.decoder.gate,
         "projected": bool(network.projections),
+        **settings_of(tiling),
     }
     files = {TEACHER: network.teacher.backbone.state_dict(), STUDENT: network.learned()}
     return artifact.save(folder, detector, settings, training, files)

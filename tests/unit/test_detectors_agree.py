@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from detectors import patchcore as patchcore_detector
 from detectors.base import Detector, Image
-from detectors.efficientad.detector import EfficientADDetector
+from detectors.efficientad import detector as efficientad_detector
+from detectors.efficientad.comparison import EfficientADComparison
 from detectors.efficientad.network import PDN, EfficientAD
 from detectors.efficientad.puad import fit_puad
-from detectors.patchcore import PatchCoreDetector, coreset, describe
-from detectors.reverse_distillation.detector import ReverseDistillationDetector
+from detectors.engines.pytorch import Eager
+from detectors.patchcore import Description, coreset, describe
+from detectors.reverse_distillation import detector as reverse_distillation_detector
+from detectors.reverse_distillation.comparison import ReverseDistillationComparison
 from detectors.reverse_distillation.network import ReverseDistillation
 from detectors.reverse_distillation.training import RECIPES
 from detectors.teacher import Teacher, preprocess_for
@@ -27,7 +31,9 @@ def reverse_distillation(name: str, backbone: str) -> Callable[[], Detector]:
         torch.manual_seed(0)
         recipe = RECIPES[name]
         network = ReverseDistillation(Teacher(backbone), recipe.skips, gate=recipe.gate, projected=recipe.projected)
-        return ReverseDistillationDetector(network, preprocess_for(backbone, 64), f"{name} {backbone}", "cpu")
+        preprocess = preprocess_for(backbone, 64)
+        engine = Eager(ReverseDistillationComparison(network, preprocess))
+        return reverse_distillation_detector.run_by(engine, preprocess, f"{name} {backbone}")
 
     return make
 
@@ -44,7 +50,8 @@ def puad() -> Detector:
     rng = np.random.default_rng(0)
     good = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(7)]
     network = efficientad()
-    return EfficientADDetector(network, fit_puad(network, good[:2], good[2:]), "puad", "cpu")
+    head = fit_puad(network, good[:2], good[2:])
+    return efficientad_detector.run_by(Eager(EfficientADComparison(network, head.feature)), head, "puad")
 
 
 def patchcore() -> Detector:
@@ -52,7 +59,7 @@ def patchcore() -> Detector:
     teacher, preprocess = Teacher("efficientnet_lite0"), preprocess_for("efficientnet_lite0", 64)
     good = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     bank = coreset([describe(good, teacher, preprocess)], 6, 0, lambda *_: None)
-    return PatchCoreDetector(teacher, bank, preprocess, "patchcore", "cpu")
+    return patchcore_detector.run_by(Eager(Description(teacher, preprocess)), bank, preprocess, "patchcore")
 
 
 DETECTORS: dict[str, Callable[[], Detector]] = {
@@ -61,7 +68,9 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "sk_rd4ad": reverse_distillation("sk_rd4ad", "efficientnet_lite0"),
     "rd4ad": reverse_distillation("rd4ad", "resnet18"),
     "rdpp": reverse_distillation("rdpp", "resnet18"),
-    "efficientad_s": lambda: EfficientADDetector(efficientad(), None, "efficientad_s", "cpu"),
+    "efficientad_s": lambda: efficientad_detector.run_by(
+        Eager(EfficientADComparison(efficientad(), None)), None, "efficientad_s"
+    ),
     "puad": puad,
     "patchcore": patchcore,
 }

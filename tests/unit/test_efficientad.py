@@ -17,10 +17,13 @@ from detectors import artifact
 from detectors.base import ArtifactError, Image
 from detectors.efficientad.anomaly_map import align, combine, quantiles
 from detectors.efficientad.colour import grey, jitter
-from detectors.efficientad.detector import STUDENT, TEACHER, EfficientADDetector, load, load_network, save
+from detectors.efficientad.comparison import EfficientADComparison
+from detectors.efficientad.detector import STUDENT, TEACHER, load, load_network, run_by, save
 from detectors.efficientad.network import PDN, PREPROCESS, Autoencoder, EfficientAD, Size
 from detectors.efficientad.teacher import load_pdn
 from detectors.efficientad.training import Recipe, hard_loss, train
+from detectors.engines.pytorch import Eager
+from detectors.engines.start import reference
 from detectors.training import CHECKPOINT, Progress
 
 SEQUENTIAL: dict[Size, tuple[int, ...]] = {"s": (0, 3, 6, 8), "m": (0, 3, 6, 8, 10, 12)}
@@ -273,8 +276,8 @@ def test_a_saved_model_predicts_what_it_predicted_before(trained: Trained, saved
     manifest = artifact.read_manifest(saved)
     assert manifest.detector == "efficientad_s"
     batch = images(1, seed=3)
-    before = EfficientADDetector(trained.network, None, "", "cpu").predict(batch)
-    after = load(saved, manifest, "cpu")
+    before = run_by(Eager(EfficientADComparison(trained.network, None)), None, "").predict(batch)
+    after = load(saved, manifest, reference)
     assert after.fingerprint == manifest.fingerprint
     for one, other in zip(before, after.predict(batch), strict=True):
         assert one.anomaly_map.shape == (256, 256)
@@ -294,7 +297,7 @@ def test_the_networks_alone_can_be_loaded_of_this_detector_only(trained: Trained
 
 def refused(folder: Path) -> str:
     with pytest.raises(ArtifactError) as caught:
-        load(folder, artifact.read_manifest(folder), "cpu")
+        load(folder, artifact.read_manifest(folder), reference)
     return str(caught.value)
 
 

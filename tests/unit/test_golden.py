@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from calibration.calibration import Calibration, CalibrationError, Provenance, fit
 from calibration.golden import TOLERANCE, Golden, discard, load, place, save, spread
 from detectors.base import Detector, Image
-from detectors.reverse_distillation.detector import ReverseDistillationDetector
+from detectors.engines.pytorch import Eager
+from detectors.reverse_distillation.comparison import ReverseDistillationComparison
+from detectors.reverse_distillation.detector import run_by
 from detectors.reverse_distillation.network import PUBLISHED_SKIPS, ReverseDistillation
 from detectors.teacher import Teacher, preprocess_for
 from detectors.template import TemplateDetector
@@ -61,7 +63,8 @@ def network() -> ReverseDistillation:
 
 
 def networked(one: ReverseDistillation) -> Detector:
-    return ReverseDistillationDetector(one, preprocess_for("resnet18", 64), "model-a", "cpu")
+    preprocess = preprocess_for("resnet18", 64)
+    return run_by(Eager(ReverseDistillationComparison(one, preprocess)), preprocess, "model-a")
 
 
 @pytest.mark.parametrize(

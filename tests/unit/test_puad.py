@@ -14,10 +14,13 @@ from torch import Tensor
 
 from detectors import artifact
 from detectors.base import ArtifactError, Image
-from detectors.efficientad.detector import PUAD, EfficientADDetector, load, save
+from detectors.efficientad.comparison import EfficientADComparison
+from detectors.efficientad.detector import PUAD, load, run_by, save
 from detectors.efficientad.mahalanobis import Mahalanobis
 from detectors.efficientad.network import PDN, EfficientAD
 from detectors.efficientad.puad import Puad, fit_puad
+from detectors.engines.pytorch import Eager
+from detectors.engines.start import reference
 
 
 def images(count: int, seed: int = 0) -> list[Image]:
@@ -71,15 +74,15 @@ def test_the_score_is_the_sum_of_both_in_standard_deviations_and_the_maps_maximu
     head = puad(weight=0.5)
     far = head.distance.distance(student[:, :384].mean((2, 3)))
     expected = (maps.amax((1, 2)) - 0.3) / 0.1 + 0.5 * (far - 19) / 2
-    found = head.lift(maps, student[:, :384], student).amax((1, 2))
+    found = head.lift(maps, student[:, :384].mean((2, 3))).amax((1, 2))
     torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_weight_of_nothing_leaves_efficientads_ranking() -> None:
     maps, student = torch.rand(30, 8, 8), features(30, 768, seed=1)[:, :, None, None]
     before = maps.amax((1, 2)).argsort()
-    assert torch.equal(puad(weight=0).lift(maps, student[:, :384], student).amax((1, 2)).argsort(), before)
-    assert not torch.equal(puad(weight=1).lift(maps, student[:, :384], student).amax((1, 2)).argsort(), before)
+    assert torch.equal(puad(weight=0).lift(maps, student[:, :384].mean((2, 3))).amax((1, 2)).argsort(), before)
+    assert not torch.equal(puad(weight=1).lift(maps, student[:, :384].mean((2, 3))).amax((1, 2)).argsort(), before)
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +101,14 @@ def test_both_parts_have_mean_0_and_std_1_on_held_out_good_parts_and_survive_sav
 ) -> None:
     held = images(5, seed=1)
     both, picturable = (
-        EfficientADDetector(network, puad, "", "cpu").predict(held) for puad in (head, replace(head, weight=0))
+        run_by(Eager(EfficientADComparison(network, puad.feature)), puad, "").predict(held)
+        for puad in (head, replace(head, weight=0))
     )
     scores = np.array([[p.anomaly_score for p in predictions] for predictions in (both, picturable)])
     for part in (scores[1], scores[0] - scores[1]):
         assert (part.mean(), part.std()) == pytest.approx((0, 1), abs=1e-2)
     assert save(tmp_path, network, {}, head).detector == "puad"
-    loaded = load(tmp_path, artifact.read_manifest(tmp_path), "cpu")
+    loaded = load(tmp_path, artifact.read_manifest(tmp_path), reference)
     for one, other in zip(both, loaded.predict(held), strict=True):
         assert np.array_equal(one.anomaly_map, other.anomaly_map)
         assert other.anomaly_score == other.anomaly_map.max()
@@ -123,7 +127,7 @@ def test_too_few_good_parts_are_refused(network: EfficientAD) -> None:
 
 
 def test_good_parts_that_are_held_out_give_a_threshold_above_zero(network: EfficientAD, head: Puad) -> None:
-    detector = EfficientADDetector(network, head, "", "cpu")
+    detector = run_by(Eager(EfficientADComparison(network, head.feature)), head, "")
     scores = [prediction.anomaly_score for prediction in detector.predict(images(5, seed=1))]
     assert max(scores) > 0.1
 
@@ -131,13 +135,13 @@ def test_good_parts_that_are_held_out_give_a_threshold_above_zero(network: Effic
 def test_a_puad_file_that_does_not_fit_is_refused(network: EfficientAD, head: Puad, tmp_path: Path) -> None:
     small = Puad(Mahalanobis.fit(features(20, 10)), head.scales)
     with pytest.raises(ArtifactError, match=r"puad\.safetensors holds tensors of other shapes; train it again"):
-        load(tmp_path, save(tmp_path, network, {}, small), "cpu")
+        load(tmp_path, save(tmp_path, network, {}, small), reference)
     save(tmp_path, network, {}, head)
     content = json.loads((tmp_path / "manifest.json").read_text())
     content["settings"]["feature"] = "autoencoder"
     (tmp_path / "manifest.json").write_text(json.dumps(artifact.sealed(content)))
     with pytest.raises(ArtifactError, match="its feature is 'autoencoder'"):
-        load(tmp_path, artifact.read_manifest(tmp_path), "cpu")
+        load(tmp_path, artifact.read_manifest(tmp_path), reference)
     (tmp_path / PUAD).write_bytes((tmp_path / PUAD).read_bytes()[:-8])
     with pytest.raises(ArtifactError, match="truncated"):
-        load(tmp_path, artifact.read_manifest(tmp_path), "cpu")
+        load(tmp_path, artifact.read_manifest(tmp_path), reference)

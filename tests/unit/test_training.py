@@ -10,6 +10,7 @@ import torch
 
 from detectors import artifact
 from detectors.base import ArtifactError, Image
+from detectors.engines.start import reference
 from detectors.reverse_distillation import detector as rd
 from detectors.reverse_distillation.network import ReverseDistillation
 from detectors.reverse_distillation.training import Recipe, default_steps, train
@@ -113,11 +114,11 @@ def test_the_default_length_is_twelve_epochs_but_at_least_sixty_steps(images: in
 
 def test_a_saved_model_predicts_what_it_predicted_before(model: Path) -> None:
     manifest = artifact.read_manifest(model)
-    detector = rd.load(model, manifest, "cpu")
+    detector = rd.load(model, manifest, reference)
     assert manifest.detector == "sk_rd4ad"
     batch = images(3)
     together = detector.predict(batch)
-    again = rd.load(model, manifest, "cpu").predict(batch)
+    again = rd.load(model, manifest, reference).predict(batch)
     for one, other, image in zip(together, again, batch, strict=True):
         assert one.anomaly_map.shape == (SIZE, SIZE)
         assert one.anomaly_score == one.anomaly_map.max() == other.anomaly_score
@@ -130,7 +131,7 @@ def test_a_model_without_skips_is_an_rd4ad_model(tmp_path: Path) -> None:
     network = learn(tmp_path, Recipe(steps=1, skips=()))
     manifest = rd.save(tmp_path, "rd4ad", network, preprocess_for("efficientnet_lite0", SIZE), {})
     assert manifest.detector == "rd4ad"
-    assert rd.load(tmp_path, manifest, "cpu").predict(images(1))
+    assert rd.load(tmp_path, manifest, reference).predict(images(1))
 
 
 def test_nothing_in_a_model_folder_is_a_pickle(model: Path) -> None:
@@ -151,7 +152,7 @@ def test_the_fingerprint_follows_weights_and_settings_and_nothing_else(copy: Pat
 
 def refused(folder: Path) -> str:
     with pytest.raises(ArtifactError) as caught:
-        rd.load(folder, artifact.read_manifest(folder), "cpu")
+        rd.load(folder, artifact.read_manifest(folder), reference)
     return str(caught.value)
 
 

@@ -12,7 +12,7 @@ from calibration import golden, store
 from calibration.calibration import Calibration, CalibrationError, promise, shortage
 from config.load import ConfigError
 from config.schema import Recipe, Settings, Station
-from daemon.build import build_detector, build_framing, build_rule
+from daemon.build import build_detector, build_framing, build_rule, engine_of, fingerprint_of
 from daemon.desk.checks.finding import Finding, fail, ok, warn
 from daemon.regions import Rule
 from detectors.base import ArtifactError, Detector
@@ -34,7 +34,7 @@ def groups(settings: Settings) -> Iterator[Finding]:
 
 def stations(settings: Settings) -> Iterator[Finding]:
     """Load all that judges, run it, and say what it promises."""
-    loaded: dict[tuple[Path, str], Detector] = {}
+    loaded: dict[tuple[Path, str, str], Detector] = {}
     for station in settings.stations:
         subject = f"station {station.name}"
         try:
@@ -57,17 +57,18 @@ def _recipe(
     station: Station,
     recipe: Recipe,
     framing: str | None,
-    loaded: dict[tuple[Path, str], Detector],
+    loaded: dict[tuple[Path, str, str], Detector],
 ) -> Iterator[Finding]:
     rule = build_rule(recipe.regions)
     if not rule.is_plain:
         yield _mask(subject, station, rule)
-    key = recipe.model, rule.fingerprint
+    calibration = store.load(recipe.calibration_file, fingerprint_of(recipe.model), rule.fingerprint, framing)
+    engine = engine_of(calibration, settings.engine)
+    key = recipe.model, rule.fingerprint, engine
     if key not in loaded:  # stations that judge alike share one
-        loaded[key] = build_detector(recipe.model, settings.device, settings.threads, rule)
+        loaded[key] = build_detector(recipe.model, settings.device, settings.threads, rule, engine)
     detector = loaded[key]
     yield ok(subject, f"model {recipe.model}: {_pace(detector, rule)}")
-    calibration = store.load(recipe.calibration_file, detector.fingerprint, rule.fingerprint, framing)
     yield from _calibration(subject, calibration)
     if (proof := golden.load(recipe.calibration_file, calibration)) is None:
         yield ok(subject, "no golden set: it is not verified that the model scores as it did when it was calibrated")

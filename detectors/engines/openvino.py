@@ -1,0 +1,161 @@
+"""OpenVINO: the fastest engine on a CPU. It and NNCF, which rounds to int8, are the extra `openvino`."""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detectors.artifact import Manifest
+from detectors.base import ArtifactError
+from detectors.engines import store
+from detectors.engines.base import Comparison, EngineName, name_of
+
+FILE = "model.xml"
+
+
+class OpenVino:
+    """An exported engine on the CPU. Satisfies `Engine`. Pictures are compared one by one: a CPU gains nothing by more.
+
+    Threads of its pool sleep when there is nothing to do, so that other programs are not slowed down.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, key: str, threads: int = 0) -> None:
+        core, name = _library().Core(), name_of(key)
+        if name is EngineName.openvino_bf16 and not can_bf16():
+            raise ArtifactError(
+                f"this CPU has no bfloat16 arithmetic, which {name} is made for; export another engine on this machine"
+            )
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32" if name is EngineName.openvino_fp32 or not can_bf16() else "bf16",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,
+        }
+        compiled = core.compile_model(core.read_model(folder / FILE), "CPU", settings)
+        self.label = f"{key} openvino {version('openvino')} cpu"
+        self._request = compiled.create_infer_request()
+        self._outputs = range(len(compiled.outputs))
+
+    def __call__(self, pixels: Tensor) -> Sequence[Tensor]:
+        """Compare one picture after the other."""
+        each: list[list[NDArray[np.float32]]] = []
+        for picture in pixels.contiguous().numpy():
+            self._request.infer({0: picture[np.newaxis]}, share_inputs=True)
+            each.append([self._request.get_output_tensor(place).data.copy() for place in self._outputs])
+        return [torch.from_numpy(np.concatenate(found)) for found in zip(*each, strict=True)]
+
+
+def can_bf16() -> bool:
+    """Whether this CPU computes in bfloat16 rather than imitating it."""
+    return "BF16" in _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def export(
+    model: Path, manifest: Manifest, name: EngineName, comparison: Comparison, pictures: Sequence[Tensor]
+) -> str:
+    """Convert a comparison, put it into the model folder, and give its key.
+
+    Args:
+        model: the model folder.
+        manifest: of the model.
+        name: which engine.
+        comparison: of the model, on the CPU.
+        pictures: 1×3×S×S uint8 of good parts, of which the ranges of int8 are taken; some tens suffice.
+    """
+
+    def fill(folder: Path) -> Mapping[str, str]:
+        network, versions = convert(comparison, pictures[0]), {"openvino": version("openvino")}
+        with torch.no_grad():
+            teacher, student, _ = map(len, comparison(pictures[0]))
+        if name in {EngineName.openvino_int8, EngineName.openvino_mixed}:
+            rounded = _above(network.outputs[: teacher + student])
+            if name is EngineName.openvino_mixed:
+                rounded -= _above(network.outputs[:teacher])
+            network = _quantise(network, pictures, rounded)
+            versions["nncf"] = version("nncf")
+        found = network.get_results()[teacher + student :]
+        network = _library().Model(found, network.get_parameters(), manifest.detector)
+        _library().save_model(network, folder / FILE, compress_to_fp16=False)
+        return versions
+
+    return store.write(model, manifest, name, fill)
+
+
+def convert(comparison: Comparison, picture: Tensor) -> Any:
+    """A comparison, traced with a picture 1×3×S×S → OpenVINO's model of it for one picture.
+
+    Its outputs are the teacher's features and what was found, in the comparison's order.
+    """
+    ov = _library()
+    with torch.no_grad(), _quiet():
+        network = ov.convert_model(torch.export.export(comparison.eval(), (picture,)))
+    network.reshape(list(picture.shape))
+    return network
+
+
+def _quantise(network: Any, pictures: Sequence[Tensor], rounded: set[str]) -> Any:
+    """Round to int8 the layers of these names.
+
+    Activations are rounded symmetrically (the preset "performance"): asymmetric ranges are clipped where an anomaly
+    exceeds what good parts show, which is just what must be seen.
+    """
+    with _quiet():
+        import nncf
+
+        exact = [layer.get_friendly_name() for layer in network.get_ordered_ops() if _computes(layer)]
+        return nncf.quantize(
+            network,
+            nncf.Dataset([picture.numpy() for picture in pictures]),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            subset_size=len(pictures),
+            ignored_scope=nncf.IgnoredScope(names=[name for name in exact if name not in rounded], validate=False),
+        )
+
+
+def _above(outputs: Iterable[Any]) -> set[str]:
+    """The names of all layers from which outputs are computed."""
+    known: set[str] = set()
+    waiting = [output.get_node() for output in outputs]
+    while waiting:
+        layer = waiting.pop()
+        if layer.get_friendly_name() not in known:
+            known.add(layer.get_friendly_name())
+            waiting += [value.get_node() for value in layer.input_values()]
+    return known
+
+
+def _computes(layer: Any) -> bool:
+    return layer.get_type_name() not in {"Parameter", "Constant", "Result"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to themselves what exporters say to programmers."""
+    level = logging.getLogger("nncf").level
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logging.getLogger("nncf").setLevel(level)
+
+
+def _library() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise ArtifactError(
+            "this engine needs OpenVINO, which is not installed: pip install 'inspectd[openvino]', or choose "
+            'engine = "torch" and calibrate with it'
+        ) from None
+    return openvino
