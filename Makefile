@@ -13,7 +13,7 @@ UNITS := $(DESTDIR)/usr/local/lib
 headless = $(1)/python -c 'import cv2' 2>/dev/null || $(1)/pip install --quiet --disable-pip-version-check \
 	  --force-reinstall --no-deps opencv-python-headless==$$($(1)/pip show opencv-python | sed -n 's/^Version: //p')
 
-.PHONY: venv demo test test-long chaos soak swap check lint fix bench install uninstall
+.PHONY: venv demo test test-long chaos soak swap check lint fix results bench bench-peers install uninstall
 
 venv: $(INSTALLED)
 
@@ -66,8 +66,30 @@ fix: $(INSTALLED)
 	$(BIN)/ruff check --fix
 
 # Figures for docs/results.md: hours. Needs INSPECTD_DATA, a folder of categories in any known layout.
-bench: $(INSTALLED)
+results: $(INSTALLED)
 	$(BIN)/inspectd compare --data "$(INSPECTD_DATA)" --out build/results
+
+# How fast models are on this machine, by each engine, for docs/performance.md: minutes. Of the models in the folder
+# INSPECTD_BENCH_MODELS, or of one that is hardly trained, for that decides nothing about speed; beside anomalib, if it is
+# there. make bench BENCH="--beside --whole-path --rounds 5"
+MODELS := $(or $(wildcard $(INSPECTD_BENCH_MODELS:%=%/*/manifest.json)),build/bench/lite0/manifest.json)
+PEER := build/peers/bin/python
+
+bench: $(INSTALLED) $(MODELS)
+	@set -e; for manifest in $(MODELS); do model=$$(dirname $$manifest); $(BIN)/inspectd bench --model $$model \
+	  --json build/bench/$$(basename $$model).json $(addprefix --peer ,$(wildcard $(PEER))) $(BENCH); done
+
+build/bench/lite0/manifest.json: | $(INSTALLED)
+	@$(BIN)/python -c 'from pathlib import Path; from demo.parts import write_dataset; \
+	  write_dataset(Path("build/bench/parts"), good=60, test_good=1, per_kind=1, seed=0)'
+	@$(BIN)/inspectd train --good build/bench/parts/train/good --out build/bench/lite0 --steps 40
+	@$(BIN)/inspectd export --model build/bench/lite0 --good build/bench/parts/train/good
+
+# anomalib in a place of its own, beside the same PyTorch: `make bench` then measures it too.
+bench-peers: $(INSTALLED)
+	@$(PYTHON) -m venv build/peers
+	@build/peers/bin/pip install --quiet --disable-pip-version-check anomalib==2.7.0 onnx onnxscript openvino \
+	  $$($(BIN)/pip freeze | grep -E '^(torch|torchvision|openvino)==' | sed 's/+.*//')
 
 # The daemon as a service, docs/service.md; as root. Again to upgrade: what runs keeps its own program until it is
 # restarted, and a failure changes nothing. With DESTDIR, for who makes packages, all but the program.
@@ -79,7 +101,7 @@ ifeq ($(DESTDIR),)
 	@echo "Installing the program in $(PREFIX); the first time this downloads PyTorch, some minutes."
 	@set -e; umask 022; new=$(PREFIX)/venv-$$(date +%Y%m%dT%H%M%S); old=$$(readlink $(PREFIX)/.venv || true); \
 	  trap 'rm -rf $$new' EXIT; mkdir -p $(PREFIX); $(PYTHON) -m venv $$new; \
-	  $$new/bin/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) '.[camera]'; \
+	  $$new/bin/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) '.[camera,openvino]'; \
 	  $(call headless,$$new/bin); $$new/bin/inspectd --help >/dev/null; \
 	  ln -sfn $$new $(PREFIX)/.venv.new; mv -T $(PREFIX)/.venv.new $(PREFIX)/.venv; trap - EXIT; \
 	  for each in $(PREFIX)/venv-*; do case $$each in $$new|$$old) ;; \

@@ -20,7 +20,7 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtr
 
 EPOCH = 10_000
 """Values learnt until everything starts afresh. The false alarms below are for so many."""
@@ -43,7 +43,7 @@ MARTINGALE_FALSE_ALARM = 1e-3
 FALSE_ALARM = EPOCH / BULK_WINDOW * BULK_FALSE_ALARM + EPOCH / CUSUM_RUN_LENGTH + MARTINGALE_FALSE_ALARM
 """Of an epoch without drift, by any of the three tests: 1.3 %."""
 
-_BULK_LEAST = int(binom.ppf(BULK_FALSE_ALARM / 2, BULK_WINDOW, 0.5))
+_BULK_LEAST = next(k for k in range(BULK_WINDOW) if bdtr(k, BULK_WINDOW, 0.5) >= BULK_FALSE_ALARM / 2)
 _WEALTH_LIMIT = -math.log(MARTINGALE_FALSE_ALARM)
 _JUMP = 0.01
 _HEADROOM = 1.25

@@ -44,8 +44,8 @@ class Parity:
     """How an engine differs from the reference over `parts` parts.
 
     `shift` and `largest_shift` are the median and the largest change of a score, as shares of the way from the median
-    good part to the threshold; `rank` is Spearman's correlation; `flips` counts the parts whose verdict is another, each
-    engine with its own threshold; `auroc` and `reference_auroc` are None without bad parts.
+    good part to the threshold; `rank` is Spearman's correlation; `flips` counts the parts whose verdict is another,
+    each engine with its own threshold; `auroc` and `reference_auroc` are None without bad parts.
     """
 
     parts: int

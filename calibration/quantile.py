@@ -7,7 +7,7 @@ Bates, arXiv 2107.07511, section 1. Tolerance bounds: Wilks, Annals of Mathemati
 import math
 from fractions import Fraction
 
-from scipy.stats import beta
+from scipy.special import betaincinv  # scipy.stats has it too, and takes a second to import
 
 
 def conformal_rank(n: int, alpha: float) -> int | None:
@@ -28,7 +28,7 @@ def tolerance_rank(n: int, alpha: float, confidence: float) -> int | None:
     low, high = 0, n + 1  # of ranks, the lower is not enough, the upper would be
     while high - low > 1:
         rank = (low + high) // 2
-        low, high = (low, rank) if beta.ppf(confidence, n + 1 - rank, rank) <= alpha else (rank, high)
+        low, high = (low, rank) if betaincinv(n + 1 - rank, rank, confidence) <= alpha else (rank, high)
     return high if high <= n else None
 
 
@@ -51,7 +51,7 @@ def false_reject_interval(n: int, rank: int, confidence: float = 0.9) -> tuple[f
     if not 1 <= rank <= n:
         raise ValueError(f"rank {rank} is not within 1 to {n}")
     tail = (1 - confidence) / 2
-    low, high = beta.ppf([tail, 1 - tail], n + 1 - rank, rank)
+    low, high = betaincinv(n + 1 - rank, rank, [tail, 1 - tail])
     return float(low), float(high)
 
 

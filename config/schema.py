@@ -157,6 +157,12 @@ def _crop(value: object) -> object:
     return tuple(numbers)
 
 
+def _shrink(value: object) -> object:
+    if type(value) is not int or value not in {1, 2, 4, 8}:
+        raise ValueError("is no such share. Write 1, 2, 4 or 8, without quotes.")
+    return value
+
+
 def _turn(value: object) -> object:
     if type(value) is not int or value not in {0, 90, 180, 270}:
         raise ValueError("is no such turn. Write 0, 90, 180 or 270, without quotes.")
@@ -505,13 +511,17 @@ Source = Annotated[FolderSource | GenicamSource | VideoSource | MqttSource, Fiel
 class Framing(Section):
     """What is done to each image before anything else sees it. The flat field is an image, not looked at here."""
 
+    shrink: Annotated[Literal[1, 2, 4, 8], BeforeValidator(_shrink)] = Field(
+        default=1,
+        description="By what width and height of images are divided before all else, 1, 2, 4 or 8; more is quicker.",
+    )
     flat_field: ConfiguredPath | None = Field(
         default=None,
         description="Image of an evenly lit white surface, as large as the source's; it evens the light out.",
     )
     crop: Annotated[tuple[int, int, int, int], BeforeValidator(_crop)] | None = Field(
         default=None,
-        description="What is kept, [x, y, width, height] in pixels of the source's image; default: all.",
+        description="What is kept, [x, y, width, height] in pixels of the source's image, shrunk; default: all.",
     )
     rotate: Annotated[Literal[0, 90, 180, 270], BeforeValidator(_turn)] = Field(
         default=0,
@@ -742,6 +752,21 @@ class Settings(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description='Where models run: "cpu", "cuda" (an NVIDIA GPU), or "auto" for a GPU if there is one.',
+    )
+    engine: Literal[
+        "auto",
+        "torch",
+        "openvino-fp32",
+        "openvino-bf16",
+        "openvino-mixed",
+        "openvino-int8",
+        "onnxruntime-fp32",
+        "compiled-fp32",
+        "compiled-bf16",
+        "cudagraph-bf16",
+    ] = Field(
+        default="auto",
+        description='What runs the networks; "auto": what each calibration was made with, others are refused.',
     )
     threads: int = Field(
         default=0,

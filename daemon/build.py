@@ -219,6 +219,18 @@ def export_engine(folder: Path, engine: EngineName, good: Iterable[Image]) -> st
     return export(folder, manifest, engine, family.load_comparison(folder, manifest), pictures)
 
 
+def export_onnx(folder: Path, file: Path) -> None:
+    """Write all that the model in `folder` computes as one ONNX file, for other runtimes.
+
+    Raises:
+        ArtifactError: no usable model, one that cannot be such a file, or a library that is missing.
+    """
+    from detectors.engines import onnx
+
+    manifest = artifact.read_manifest(folder)
+    onnx.write(file, manifest, _family(folder, manifest).load_comparison(folder, manifest))
+
+
 class Family(Protocol):
     """What the modules of the detectors have in common."""
 

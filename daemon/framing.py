@@ -1,4 +1,7 @@
-"""What is done to an image before anything else sees it: evenly lit, cut out, turned upright, in this order. Pure."""
+"""What is done to an image before anything else sees it: shrunk, evenly lit, cut out, turned upright, in this order.
+
+Pure.
+"""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -8,10 +11,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon import images
 from detectors.base import Image
 
+Shrink = Literal[1, 2, 4, 8]
+"""An image is brought to 1/shrink of its size, sides rounded up."""
+
 Crop = tuple[int, int, int, int]
-"""x, y, width, height, in pixels of the source image, from its upper left corner."""
+"""x, y, width, height, in pixels of the source image as it is shrunk, from its upper left corner."""
 
 Turn = Literal[0, 90, 180, 270]
 """Degrees, clockwise."""
@@ -34,10 +41,11 @@ class Framing:
     """What is done to each image of a station. May be applied from several threads at once.
 
     Args:
-        flat_field: an evenly lit white surface as the same camera sees it; None for none. Each channel of an image is
-            multiplied by mean / flat field, rounded and clipped. It must not be changed afterwards.
+        flat_field: an evenly lit white surface as the same camera sees it, shrunk; None for none. Each channel of an
+            image is multiplied by mean / flat field, rounded and clipped. It must not be changed afterwards.
         crop: what is kept of the source image; None for all.
         rotate: by how much what is kept is then turned.
+        shrink: by how much images are shrunk before all that; whoever decodes files shrinks them by `images.decode`.
 
     Raises:
         FramingError: a pixel that is kept is dead in the flat field, or the crop is empty or outside it.
@@ -46,6 +54,7 @@ class Framing:
     flat_field: Image | None = None
     crop: Crop | None = None
     rotate: Turn = 0
+    shrink: Shrink = 1
     _gain: NDArray[np.float32] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -57,7 +66,7 @@ class Framing:
     @property
     def is_plain(self) -> bool:
         """Whether images stay as they are."""
-        return self.flat_field is None and self.crop is None and self.rotate == 0
+        return self.flat_field is None and self.crop is None and self.rotate == 0 and self.shrink == 1
 
     @property
     def fingerprint(self) -> str:
@@ -67,18 +76,28 @@ class Framing:
         told = hashlib.sha256(f"{self.crop} {self.rotate}".encode())
         if self.flat_field is not None:
             told.update(f" {self.flat_field.shape}".encode() + self.flat_field.tobytes())
+        if self.shrink > 1:  # fingerprints from before images were shrunk stay as they are
+            told.update(f" 1/{self.shrink}".encode())
         return told.hexdigest()[:12]
 
     def apply(self, image: Image) -> Image:
-        """Frame an image; it is not changed itself.
+        """Frame an image as the camera took it; it is not changed itself.
+
+        Raises:
+            FramingError: as `finish`.
+        """
+        return self.finish(images.shrunk(image, self.shrink))
+
+    def finish(self, image: Image) -> Image:
+        """Frame an image that came shrunk already, by `images.decode` say; it is not changed itself.
 
         Raises:
             FramingError: its size is not that of the flat field, or the crop does not lie inside it.
         """
         if self.flat_field is not None and image.shape != self.flat_field.shape:
             raise FramingError(
-                f"the image is {_size(image)} pixels, but the flat field {_size(self.flat_field)}: take the flat field "
-                "anew with the camera as it is, or set the camera back"
+                f"the image is {self._size(image)}, but the flat field {self._size(self.flat_field)}: take the flat "
+                "field anew with the camera as it is, or set the camera back"
             )
         kept = self._cut(image)
         if self._gain is not None:
@@ -88,26 +107,36 @@ class Framing:
     def place(self, labels: NDArray[np.integer]) -> NDArray[np.integer]:
         """Cut and turn what belongs to an image pixel by pixel, a mask say, H×W, and leave its values as they are.
 
+        It is not shrunk, so that nothing small vanishes: what it shows is what the framed image shows, `shrink` times
+        as large.
+
         Raises:
             FramingError: the crop does not lie inside.
         """
-        return self._turn(self._cut(labels))
+        below, beside = (-side % self.shrink for side in labels.shape)
+        return self._turn(self._cut(np.pad(labels, ((0, below), (0, beside)), mode="edge"), self.shrink))
 
-    def _cut(self, pixels: NDArray[Any]) -> NDArray[Any]:
+    def _cut(self, pixels: NDArray[Any], scale: int = 1) -> NDArray[Any]:
+        """What is kept of pixels that are `scale` times as many a side as those of the shrunk image."""
         if self.crop is None:
             return pixels
         x, y, width, height = self.crop
-        rows, columns = pixels.shape[:2]
-        if x + width > columns or y + height > rows:
+        rows, columns = slice(scale * y, scale * (y + height)), slice(scale * x, scale * (x + width))
+        if rows.stop > pixels.shape[0] or columns.stop > pixels.shape[1]:
             raise FramingError(
-                f"the image is {columns}×{rows} pixels, but crop = {list(self.crop)} asks for {width}×{height} from "
-                f"x {x}, y {y} on: correct the crop, or set the camera back"
+                f"the image is {self._size(pixels, scale)}, but crop = {list(self.crop)} asks for {width}×{height} "
+                f"from x {x}, y {y} on: correct the crop, or set the camera back"
             )
         # A copy, so that the rest of the image need not be kept.
-        return pixels[y : y + height, x : x + width].copy()
+        return pixels[rows, columns].copy()
 
     def _turn(self, pixels: NDArray[Any]) -> NDArray[Any]:
         return pixels if self.rotate == 0 else np.asarray(cv2.rotate(pixels, _CODES[self.rotate]))
+
+    def _size(self, pixels: NDArray[Any], scale: int = 1) -> str:
+        rows, columns = pixels.shape[:2]
+        shrunk = f" at 1/{self.shrink} of its size" if self.shrink > 1 else ""
+        return f"{columns // scale}×{rows // scale} pixels{shrunk}"
 
 
 PLAIN = Framing()
@@ -125,7 +154,3 @@ def _gain(flat: Image, kept: Image) -> NDArray[np.float32]:
             "image anew of a white surface, evenly lit, without the lens cap, or crop those pixels away"
         )
     return np.asarray(mean / kept, np.float32)
-
-
-def _size(image: Image) -> str:
-    return f"{image.shape[1]}×{image.shape[0]}"

@@ -374,6 +374,7 @@ def _write_card(calibration: Calibration, target: Target) -> Path:
     """Write the card of what is about to come into force and will be loaded: none shall be in force without it."""
     made = calibration.provenance.framing
     target.fitting(calibration, made if target.framing is None else target.framing.fingerprint)
+    target.require_engine(calibration)
     golden.load(target.path, calibration)  # refused now rather than at the next start
     return card.write(calibration, target.path.with_suffix(".html"), model_name=target.model.name)
 

@@ -133,7 +133,7 @@ def _origin(calibration: Calibration) -> ET.Element:
         _row("Effective n", f"{calibration.n_effective}", node("small", independent)),
         _row("Data sha256", node("code", made.data_sha256)),
         _row("Model", node("code", made.model), node("small", "weights, preprocessing and scoring")),
-        _row("Engine", made.engine or "not recorded", node("small", made.parity or "the reference")),
+        _row("Engine", made.engine or "not recorded", *([node("small", made.parity)] if made.parity else [])),
         _row("Regions", node("code", made.regions) if made.regions else "none"),
         _row("Framing", node("code", made.framing) if made.framing else "none"),
     ]

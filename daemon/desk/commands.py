@@ -15,17 +15,16 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from daemon import images, judgement, schemas
+from daemon import judgement, schemas
 from daemon.desk import dataset
 from daemon.desk.calibrating import AlphaOption, calibrate_new, not_learned
 from daemon.desk.dataset import DatasetError
 from daemon.desk.lens import of_all
 from daemon.desk.target import ConfigOption, ModelOption, RecipeOption, StationOption, find
-from daemon.framing import FramingError
-from daemon.images import UndecodableError
 from daemon.messages import Outcome
 from daemon.terminal import EXIT_FAILED, Device, DeviceOption, err, out, progress
 from detectors.base import DetectorName
+from detectors.tiling import Tiling
 
 if TYPE_CHECKING:
     from daemon.desk.evaluation import Evaluation
@@ -108,6 +107,15 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the images; default: by detector.", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimiser, instead of --epochs.", min=1)] = None,
     size: Annotated[int, typer.Option(help="Side of the square network input, a multiple of 32.", min=64)] = 256,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Cut images into tiles with this side in pixels, each squeezed to --size; default: whole images."
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        int | None, typer.Option(help="Pixels that tiles share, up to half of --tile; default: an eighth of it.")
+    ] = None,
     alpha: AlphaOption = 0.01,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
@@ -123,6 +131,7 @@ def train(
 
     if size % 32:
         raise typer.BadParameter(f"--size must be a multiple of 32, not {size}")
+    tiling = _tiling(tile, tile_overlap)
     _refuse_misfits(
         detector,
         trained is not None,
@@ -171,6 +180,7 @@ def train(
         penalty=penalty,
         feature="student" if feature is None else feature.value,
         weight_unpicturable=1.0 if weight_unpicturable is None else weight_unpicturable,
+        tiling=tiling,
     )
     training = prepare(order, learned)
     out.print(
@@ -300,8 +310,8 @@ def predict(
     unreadable = 0
     for path in image_files:
         try:
-            image = lens.lacking(path).apply(images.read(path))
-        except (UndecodableError, FramingError, DatasetError, OSError) as error:
+            image = lens.read(path)
+        except (DatasetError, OSError) as error:
             unreadable += 1
             table.add_row(escape(str(path)), _badge(Outcome.ERROR), escape(str(error)), "")
             continue
@@ -411,6 +421,17 @@ def _refuse_misfits(detector: DetectorName, trained: bool, options: Mapping[str,
             raise typer.BadParameter(
                 "with --trained all of --good serves the calibration; leave --calibration-good out"
             )
+
+
+def _tiling(side: int | None, overlap: int | None) -> Tiling | None:
+    if side is None:
+        if overlap is not None:
+            raise typer.BadParameter("--tile-overlap is how much tiles share: give --tile, their side, too")
+        return None
+    try:
+        return Tiling(side, side // 8 if overlap is None else overlap)
+    except ValueError as error:
+        raise typer.BadParameter(f"--tile, --tile-overlap: {error}") from None
 
 
 def _skips(text: str) -> tuple[tuple[int, int], ...]:

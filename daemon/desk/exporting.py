@@ -52,8 +52,8 @@ class _Parts:
 
 def export(
     good: Annotated[
-        Path, typer.Option(help="Folder of good parts: those that trained the model, and some that did not.")
-    ],
+        Path | None, typer.Option(help="Folder of good parts: those that trained the model, and some that did not.")
+    ] = None,
     model: ModelOption = None,
     config: ConfigOption = None,
     station: StationOption = None,
@@ -70,22 +70,33 @@ def export(
             help="Share of good parts that may be rejected; default: as in force, or 0.01.", min=1e-6, max=0.5
         ),
     ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(help="Write the whole model to this ONNX file instead, for TensorRT and others.")
+    ] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Find the fastest engine that judges as the reference does, and calibrate through it.
 
-    Each engine scores good parts that did not train the model, and bad parts if there are any, beside the reference. One
-    that changes verdicts, or the order of scores, beyond the limits is refused. Where a calibration is in force, the new
-    one is a proposal that waits for `inspectd calibrations accept`; the daemon runs what its calibration was made with.
+    Each engine scores good parts that did not train the model, and bad parts if there are any, beside the reference.
+    One that changes verdicts, or the order of scores, beyond the limits is refused. Where a calibration is in force, the
+    new one is a proposal that waits for `inspectd calibrations accept`. The daemon runs what a calibration was made with.
     """
-    from daemon.build import export_engine
+    from daemon.build import export_engine, export_onnx
+    from detectors.artifact import read_manifest
     from detectors.devices import choose
     from detectors.engines import store
     from detectors.engines.base import name_of
     from detectors.engines.start import candidates
 
     target = find(model, config, station, device, recipe)
-    names = list(map(name_of, engine)) if engine else candidates(choose(target.device))
+    if onnx is not None:
+        export_onnx(target.model, onnx)
+        out.print(f"Written: {onnx}", markup=False, soft_wrap=True)
+        return
+    if good is None:
+        raise typer.BadParameter("give a folder of good parts, or --onnx FILE", param_hint="--good")
+    manifest = read_manifest(target.model)
+    names = list(map(name_of, engine)) if engine else candidates(choose(target.device), manifest)
     pool = dataset.good_images(good)
     held = not_learned(target.model, pool, good)
     learned = [path for path in pool if path not in set(held)]

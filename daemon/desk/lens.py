@@ -57,7 +57,7 @@ class Lens:
         """
         lacking = self.lacking(path)
         try:
-            return lacking.apply(images.read(path))
+            return lacking.finish(images.read(path, lacking.shrink))
         except UndecodableError as error:
             raise DatasetError(f"{path}: {error}; repair it or take it out of the folder") from error
         except FramingError as error:

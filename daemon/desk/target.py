@@ -70,6 +70,18 @@ class Target:
 
         return self.detector_by(REFERENCE if calibration is None else engine_of(calibration, self.engine))
 
+    def require_engine(self, calibration: Calibration) -> None:
+        """See that what a calibration was made with is there, whole.
+
+        Raises:
+            ArtifactError, CalibrationError: it is not, or the configuration asks for another engine.
+        """
+        from daemon.build import engine_of
+        from detectors import artifact
+        from detectors.engines import store as engines
+
+        engines.require(self.model, artifact.read_manifest(self.model), engine_of(calibration, self.engine))
+
     def detector_by(self, engine: str) -> Detector:
         """The model as the engine of that key computes it."""
         from daemon.build import build_detector

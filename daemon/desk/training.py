@@ -1,7 +1,7 @@
 """From a folder of good parts to a model folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, assert_never
@@ -10,8 +10,8 @@ from daemon.desk import dataset
 from daemon.desk.dataset import DatasetError
 from daemon.desk.lens import of_all
 from detectors import patchcore
-from detectors.artifact import write_json
-from detectors.base import ArtifactError, DetectorName
+from detectors.artifact import read_manifest, write_json
+from detectors.base import ArtifactError, DetectorName, Image
 from detectors.efficientad import detector as efficientad
 from detectors.efficientad.network import PIXELS
 from detectors.efficientad.puad import LEAST_HELD, Feature, fit_puad
@@ -23,6 +23,7 @@ from detectors.reverse_distillation.network import ReverseDistillation, Skips
 from detectors.reverse_distillation.training import RECIPES, default_steps
 from detectors.reverse_distillation.training import train as learn_reverse_distillation
 from detectors.teacher import digest, load_teacher, preprocess_for
+from detectors.tiling import Tiling, pieces, settings_of, tiling_of
 from detectors.training import CHECKPOINT, Progress, steps_per_epoch
 
 SPLIT = "split.json"
@@ -36,7 +37,8 @@ class Order:
     `trained` names networks to take instead of training: for reverse distillation a checkpoint of the public code, for
     PUAD the model folder of an EfficientAD. Reverse distillation looks at `backbone`, `weights`, `skips` (where there
     are any) and `transport` (RD++ alone), EfficientAD and PUAD at `pdn` and `penalty`, PUAD at `weight_unpicturable`
-    and `feature`, PatchCore at `backbone` and `weights`, and not at `epochs` and `steps`.
+    and `feature`, PatchCore at `backbone` and `weights`, and not at `epochs` and `steps`. With a `tiling` all learn
+    from the tiles of the images, and epochs and memories follow their number.
     """
 
     detector: DetectorName
@@ -54,6 +56,7 @@ class Order:
     penalty: Path | None = None
     weight_unpicturable: float = 1.0
     feature: Feature = "student"
+    tiling: Tiling | None = None
 
 
 class Training(Protocol):
@@ -74,6 +77,7 @@ def prepare(order: Order, good: Sequence[Path]) -> Training:
 
     Raises:
         ArtifactError: a teacher that cannot be had, or one for another detector.
+        DatasetError: an image that is to be cut into tiles cannot be read.
     """
     match order.detector:
         case DetectorName.gsk_rd4ad | DetectorName.sk_rd4ad | DetectorName.rd4ad | DetectorName.rdpp:
@@ -93,14 +97,15 @@ class ReverseDistillationTraining:
         recipe = RECIPES[order.detector]
         if order.skips is not None:
             recipe = replace(recipe, skips=order.skips)
-        length = _length(order, len(good), recipe.batch) or default_steps(len(good), recipe.batch)
-        steps = 0 if order.trained else length
-        self._recipe = replace(recipe, steps=steps, seed=order.seed, transport=order.transport)
+        length = 0
+        if not order.trained:
+            length = _length(order, good, recipe.batch) or default_steps(_count(good, order.tiling), recipe.batch)
+        self._recipe = replace(recipe, steps=length, seed=order.seed, transport=order.transport)
         self._order = order
         self._good = good
         self._teacher = load_teacher(order.backbone, order.weights)
-        self.steps = steps
-        self.description = f"{order.detector} with {order.backbone} at {order.size} px"
+        self.steps = length
+        self.description = f"{order.detector} with {order.backbone} at {_scale(order)}"
 
     def run(self, folder: Path, held: Sequence[Path], report: Report) -> None:  # noqa: ARG002 -- nothing is scaled
         """Train, or take the published networks."""
@@ -112,11 +117,11 @@ class ReverseDistillationTraining:
             network = ReverseDistillation(self._teacher, self._recipe.skips).eval()
             reverse_distillation.load_published(order.trained, network)
             history = {"trained": order.trained.name, **identity}
-            reverse_distillation.save(folder, order.detector, network, preprocess, history)
+            reverse_distillation.save(folder, order.detector, network, preprocess, history, order.tiling)
             return
-        identity |= _data(self._good)
+        identity |= _data(self._good, order.tiling)
         network = learn_reverse_distillation(
-            (dataset.read_image(path) for path in self._good),
+            _pictures(self._good, order.tiling),
             self._teacher,
             preprocess,
             self._recipe,
@@ -126,7 +131,7 @@ class ReverseDistillationTraining:
             report=report,
         )
         history = {"steps": self.steps, "seed": order.seed, **identity}
-        reverse_distillation.save(folder, order.detector, network, preprocess, history)
+        reverse_distillation.save(folder, order.detector, network, preprocess, history, order.tiling)
         (folder / CHECKPOINT).unlink()
 
 
@@ -137,11 +142,11 @@ class EfficientADTraining:
         self._order = order
         self._good = good
         self._recipe = EfficientADRecipe(seed=order.seed)
-        length = _length(order, len(good), batch=1)
+        length = _length(order, good, batch=1)
         if length:
             self._recipe = replace(self._recipe, steps=length)
         self.steps = 0 if order.trained else self._recipe.steps
-        self.description = f"{order.detector} at {order.size} px"
+        self.description = f"{order.detector} at {_scale(order)}"
         if order.size != PIXELS:
             raise ArtifactError(f"{order.detector} sees {PIXELS} px only, not {order.size}; leave --size out")
         if order.trained:
@@ -152,6 +157,8 @@ class EfficientADTraining:
                     f"{order.trained} learned from other images than PUAD would; give the --good, --alpha and --seed "
                     "that it was trained with"
                 )
+            if tiling_of(read_manifest(order.trained).settings) != order.tiling:
+                raise ArtifactError(f"{order.trained} learned from other tiles; give --tile as it was trained with")
             return
         if order.pdn is None:
             raise ArtifactError(
@@ -167,7 +174,7 @@ class EfficientADTraining:
         order = self._order
         if order.detector == "puad" and len(held) < LEAST_HELD:
             raise ArtifactError(f"puad needs {LEAST_HELD} good parts held out, not {len(held)}; give more good parts")
-        identity = _data(self._good)
+        identity = _data(self._good, order.tiling)
         history: dict[str, Any] = {"seed": order.seed, "steps": self.steps, **identity}
         if order.trained:
             network = efficientad.load_network(order.trained, order.device)
@@ -176,11 +183,11 @@ class EfficientADTraining:
             history |= {"pdn_sha256": digest(self._teacher), "penalty": order.penalty is not None}
             penalty = None if order.penalty is None else map(dataset.read_image, dataset.pictures(order.penalty))
             network = learn_efficientad(
-                map(dataset.read_image, self._good),
+                _pictures(self._good, order.tiling),
                 self._teacher,
                 self._recipe,
                 penalty=penalty,
-                held=map(dataset.read_image, held),
+                held=_pictures(held, order.tiling),
                 folder=folder,
                 identity=identity,
                 device=order.device,
@@ -188,9 +195,9 @@ class EfficientADTraining:
             )
         puad = None
         if order.detector == "puad":
-            learned, apart = (map(dataset.read_image, paths) for paths in (self._good, held))
+            learned, apart = (_pictures(paths, order.tiling) for paths in (self._good, held))
             puad = fit_puad(network, learned, apart, feature=order.feature, weight=order.weight_unpicturable)
-        efficientad.save(folder, network, history, puad)
+        efficientad.save(folder, network, history, puad, order.tiling)
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -204,30 +211,50 @@ class PatchCoreTraining:
         self._order = order
         self._good = good
         self._teacher = load_teacher(order.backbone, order.weights)
-        self.steps = patchcore.bank_size(len(good), order.size)
-        self.description = f"{order.detector} with {order.backbone} at {order.size} px"
+        self.steps = patchcore.bank_size(_count(good, order.tiling), order.size)
+        self.description = f"{order.detector} with {order.backbone} at {_scale(order)}"
 
     def run(self, folder: Path, held: Sequence[Path], report: Report) -> None:  # noqa: ARG002 -- nothing is scaled
         """Describe all images, then choose what to remember."""
         order = self._order
-        history = {"seed": order.seed, "teacher_sha256": digest(self._teacher.backbone), **_data(self._good)}
+        data = _data(self._good, order.tiling)
+        history = {"seed": order.seed, "teacher_sha256": digest(self._teacher.backbone), **data}
         preprocess = preprocess_for(order.backbone, order.size)
         teacher = self._teacher.to(order.device)
         bank = patchcore.coreset(
-            (patchcore.describe(dataset.read_image(path), teacher, preprocess) for path in self._good),
+            (patchcore.describe(picture, teacher, preprocess) for picture in _pictures(self._good, order.tiling)),
             self.steps,
             order.seed,
             lambda kept, distance: report(Progress(1, kept, self.steps, distance)),
         )
-        patchcore.save(folder, teacher, bank, preprocess, history)
+        patchcore.save(folder, teacher, bank, preprocess, history, order.tiling)
 
 
-def _length(order: Order, images: int, batch: int) -> int | None:
-    return order.steps or (order.epochs and order.epochs * steps_per_epoch(images, batch))
+def _length(order: Order, good: Sequence[Path], batch: int) -> int | None:
+    if order.epochs is None:
+        return order.steps
+    return order.epochs * steps_per_epoch(_count(good, order.tiling), batch)
 
 
-def _data(good: Sequence[Path]) -> dict[str, Any]:
-    return {"good_parts": len(good), "data_sha256": dataset.digest(good)}
+def _data(good: Sequence[Path], tiling: Tiling | None) -> dict[str, Any]:
+    return {"good_parts": len(good), "data_sha256": dataset.digest(good), **settings_of(tiling)}
+
+
+def _pictures(paths: Sequence[Path], tiling: Tiling | None) -> Iterator[Image]:
+    """What a network learns from: the images, or the tiles of each."""
+    for path in paths:
+        yield from pieces(dataset.read_image(path), tiling)
+
+
+def _count(paths: Sequence[Path], tiling: Tiling | None) -> int:
+    """How many `_pictures` there are; to know, tiled images are read once more."""
+    return len(paths) if tiling is None else sum(1 for _ in _pictures(paths, tiling))
+
+
+def _scale(order: Order) -> str:
+    tiling = order.tiling
+    whole = f"{order.size} px"
+    return f"{whole} a tile of {tiling.side} px, with {tiling.overlap} px of overlap" if tiling else whole
 
 
 def write_split(folder: Path, learned: Sequence[Path], held: Sequence[Path], seed: int, framing: str = "") -> None:

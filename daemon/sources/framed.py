@@ -1,25 +1,29 @@
 """A source whose images are framed, so that all that follows sees the framed ones only."""
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 from daemon.framing import Framing, FramingError
 from daemon.messages import Capture, Frame, Unreadable
 from daemon.sources.base import ALWAYS, Demand, Source
+from detectors.base import Image
 
 
-def framed(source: Source, framing: Framing) -> Source:
-    """Frame what a source gives; the source itself where images stay as they are."""
-    return source if framing.is_plain else FramedSource(source, framing)
+def framed(source: Source, framing: Framing, *, shrunk: bool = False) -> Source:
+    """Frame what a source gives; the source itself where images stay as they are.
+
+    `shrunk`: the source decodes files, and shrinks the images by itself meanwhile.
+    """
+    return source if framing.is_plain else FramedSource(source, framing.finish if shrunk else framing.apply)
 
 
 class FramedSource:
-    """A source and what is done to its images. Satisfies `daemon.sources.base.Source`."""
+    """A source and what is done to its images, which may raise FramingError. Satisfies `daemon.sources.base.Source`."""
 
-    def __init__(self, source: Source, framing: Framing) -> None:
+    def __init__(self, source: Source, frame: Callable[[Image], Image]) -> None:
         self._source = source
-        self._framing = framing
+        self._frame = frame
 
     def frames(self, stop: threading.Event, demand: Demand = ALWAYS) -> Iterator[Frame | Unreadable | None]:
         """Yield the parts of the source, framed; one that cannot be framed is `Unreadable`.
@@ -39,7 +43,7 @@ class FramedSource:
                 yield part
                 continue
             try:
-                image = self._framing.apply(part.image)
+                image = self._frame(part.image)
             except FramingError as error:
                 yield Unreadable(part.capture, str(error))
             else:

@@ -41,6 +41,7 @@ class MqttSource:
         window: how many images the broker may send before the first of them has its verdict, by MQTT 5. Mosquitto
             2.0.11 sends as many more with each acknowledgement, and so all that it has, unless that is 1.
         absence_s: for how many seconds the broker shall keep images while we are away, by MQTT 5.
+        shrink: at which share of their size images are decoded, 1/shrink (see `images.decode`).
 
     Raises:
         ValueError: the filter has topics where inspectd itself speaks, in words for an operator.
@@ -56,6 +57,7 @@ class MqttSource:
         group: str = "",
         window: int = 1,
         absence_s: int = 3600,
+        shrink: int = 1,
     ) -> None:
         if _meets(topic, identity.prefix):
             raise ValueError(
@@ -66,6 +68,7 @@ class MqttSource:
         self._identity = identity
         self._filter = f"$share/{group}/{topic}" if group else topic
         self._session = Session(absence_s, window)
+        self._shrink = shrink
         self._answer_again = answer_again
         self._held: dict[str, list[tuple[Link, int]]] = {}  # handed over and not settled: id to the messages it came by
         self._recent: dict[bytes, str] = {}  # digest to id, the oldest first
@@ -239,7 +242,7 @@ class MqttSource:
             reply=reply,
         )
         try:
-            return Frame(capture, images.decode(received.payload))
+            return Frame(capture, images.decode(received.payload, self._shrink))
         except images.UndecodableError as error:
             return Unreadable(capture, str(error))
 

@@ -22,6 +22,10 @@ class EngineName(StrEnum):
     openvino_bf16 = "openvino-bf16"
     openvino_mixed = "openvino-mixed"
     openvino_int8 = "openvino-int8"
+    onnxruntime_fp32 = "onnxruntime-fp32"
+    compiled_fp32 = "compiled-fp32"
+    compiled_bf16 = "compiled-bf16"
+    cudagraph_bf16 = "cudagraph-bf16"
 
 
 class Engine(Protocol):

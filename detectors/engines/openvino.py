@@ -1,10 +1,12 @@
 """OpenVINO: the fastest engine on a CPU. It and NNCF, which rounds to int8, are the extra `openvino`."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +74,20 @@ def export(
         name: which engine.
         comparison: of the model, on the CPU.
         pictures: 1×3×S×S uint8 of good parts, of which the ranges of int8 are taken; some tens suffice.
+
+    Raises:
+        ArtifactError: nothing would be rounded by `openvino-mixed`.
     """
+    with torch.no_grad():
+        teacher, student, _ = map(len, comparison(pictures[0]))
+    if name is EngineName.openvino_mixed and not student:
+        raise ArtifactError(
+            f"{name} rounds to int8 what is compared with the teacher, and {manifest.detector} has a teacher alone; "
+            f"choose {EngineName.openvino_bf16} or {EngineName.openvino_int8}"
+        )
 
     def fill(folder: Path) -> Mapping[str, str]:
         network, versions = convert(comparison, pictures[0]), {"openvino": version("openvino")}
-        with torch.no_grad():
-            teacher, student, _ = map(len, comparison(pictures[0]))
         if name in {EngineName.openvino_int8, EngineName.openvino_mixed}:
             rounded = _above(network.outputs[: teacher + student])
             if name is EngineName.openvino_mixed:
@@ -105,7 +115,7 @@ def convert(comparison: Comparison, picture: Tensor) -> Any:
 
 
 def _quantise(network: Any, pictures: Sequence[Tensor], rounded: set[str]) -> Any:
-    """Round to int8 the layers of these names.
+    """Round to int8 the layers of these names, but for convolutions that look at the pixels: they are few, and exact.
 
     Activations are rounded symmetrically (the preset "performance"): asymmetric ranges are clipped where an anomaly
     exceeds what good parts show, which is just what must be seen.
@@ -113,26 +123,45 @@ def _quantise(network: Any, pictures: Sequence[Tensor], rounded: set[str]) -> An
     with _quiet():
         import nncf
 
-        exact = [layer.get_friendly_name() for layer in network.get_ordered_ops() if _computes(layer)]
+        nncf.set_log_level(logging.ERROR)
+        layers = [layer for layer in network.get_ordered_ops() if _computes(layer)]
+        exact = [layer.get_friendly_name() for layer in layers if _sees_pixels(layer)]
+        exact += [name for layer in layers if (name := layer.get_friendly_name()) not in rounded]
         return nncf.quantize(
             network,
             nncf.Dataset([picture.numpy() for picture in pictures]),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(pictures),
-            ignored_scope=nncf.IgnoredScope(names=[name for name in exact if name not in rounded], validate=False),
+            ignored_scope=nncf.IgnoredScope(names=exact, validate=False),
         )
 
 
 def _above(outputs: Iterable[Any]) -> set[str]:
     """The names of all layers from which outputs are computed."""
+    ends = [output.get_node() for output in outputs]
+    return {layer.get_friendly_name() for end in ends for layer in (end, *_layers_above(end))}
+
+
+def _layers_above(layer: Any) -> Iterator[Any]:
+    """All layers from which one is computed, each once."""
     known: set[str] = set()
-    waiting = [output.get_node() for output in outputs]
+    waiting = [layer]
     while waiting:
-        layer = waiting.pop()
-        if layer.get_friendly_name() not in known:
-            known.add(layer.get_friendly_name())
-            waiting += [value.get_node() for value in layer.input_values()]
-    return known
+        for value in waiting.pop().input_values():
+            above = value.get_node()
+            if above.get_friendly_name() not in known:
+                known.add(above.get_friendly_name())
+                waiting.append(above)
+                yield above
+
+
+def _sees_pixels(layer: Any) -> bool:
+    """Whether it is a convolution, and there is none between it and the pixels."""
+    return _convolves(layer) and not any(map(_convolves, _layers_above(layer)))
+
+
+def _convolves(layer: Any) -> bool:
+    return "Convolution" in str(layer.get_type_name())
 
 
 def _computes(layer: Any) -> bool:
@@ -142,15 +171,14 @@ def _computes(layer: Any) -> bool:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep to themselves what exporters say to programmers."""
-    level = logging.getLogger("nncf").level
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         yield
-    logging.getLogger("nncf").setLevel(level)
 
 
 def _library() -> Any:
+    # Its tools and NNCF tell their maker about each conversion unless this package is missing; plants do not want that.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # this is how to say "missing"
     try:
         import openvino
     except ImportError:

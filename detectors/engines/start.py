@@ -8,7 +8,7 @@ from typing import assert_never
 from torch import Tensor
 
 from detectors.artifact import Manifest
-from detectors.base import ArtifactError
+from detectors.base import ArtifactError, DetectorName
 from detectors.engines import store
 from detectors.engines.base import Comparison, Engine, EngineName, Start, name_of
 
@@ -33,6 +33,23 @@ def _start(
             from detectors.engines.openvino import OpenVino
 
             return OpenVino(store.find(folder, manifest, key), key, threads)
+        case EngineName.onnxruntime_fp32:
+            from detectors.engines.onnx import OnnxRuntime
+
+            return OnnxRuntime(store.find(folder, manifest, key), key, threads)
+        case EngineName.compiled_fp32 | EngineName.compiled_bf16 as name:
+            from detectors.engines.pytorch import Compiled
+
+            return Compiled(load(), name, int(manifest.settings["size"]))
+        case EngineName.cudagraph_bf16 as name:
+            if device != "cuda":
+                raise ArtifactError(
+                    f'{name} runs on an NVIDIA GPU, and there is none, or device = "cpu" keeps it from being used; '
+                    "calibrate with another engine"
+                )
+            from detectors.engines.cuda import CudaGraphs
+
+            return CudaGraphs(load(), int(manifest.settings["size"]))
         case _ as unknown:
             assert_never(unknown)
 
@@ -40,7 +57,7 @@ def _start(
 def export(
     folder: Path, manifest: Manifest, name: EngineName, comparison: Comparison, pictures: Sequence[Tensor]
 ) -> str:
-    """Put an engine into a model folder and give its key; the reference needs nothing.
+    """Put an engine into a model folder and give its key; those of PyTorch need nothing there.
 
     Args:
         folder: the model's.
@@ -50,11 +67,15 @@ def export(
         pictures: 1×3×S×S uint8 of good parts, of which int8 takes its ranges; the others take the first to trace with.
 
     Raises:
-        ArtifactError: the engine's library is not installed.
+        ArtifactError: the engine's library is not installed, or the engine is not for this model.
     """
     match name:
-        case EngineName.torch:
+        case EngineName.torch | EngineName.compiled_fp32 | EngineName.compiled_bf16 | EngineName.cudagraph_bf16:
             return name.value
+        case EngineName.onnxruntime_fp32:
+            from detectors.engines import onnx
+
+            return onnx.export(folder, manifest, comparison, pictures[0])
         case EngineName.openvino_fp32 | EngineName.openvino_bf16 | EngineName.openvino_mixed | EngineName.openvino_int8:
             from detectors.engines import openvino
 
@@ -63,8 +84,10 @@ def export(
             assert_never(unknown)
 
 
-def candidates(device: str) -> list[EngineName]:
+def candidates(device: str, manifest: Manifest) -> list[EngineName]:
     """The engines that may be faster than the reference on a device, "cpu" or "cuda", and can run on this machine.
+
+    On a CPU these are OpenVINO's: the others are no faster, or start later, and must be asked for.
 
     Raises:
         ArtifactError: none can; the message says what to install.
@@ -72,8 +95,10 @@ def candidates(device: str) -> list[EngineName]:
     from detectors.engines.openvino import can_bf16
 
     if device == "cuda":
-        raise ArtifactError("there is no faster engine for a GPU yet")
-    rounded = [EngineName.openvino_bf16, EngineName.openvino_mixed] if can_bf16() else []
+        return [EngineName.cudagraph_bf16]
+    rounded = [EngineName.openvino_bf16] if can_bf16() else []
+    if rounded and manifest.detector != DetectorName.patchcore:  # which has no student to round
+        rounded.append(EngineName.openvino_mixed)
     return [EngineName.openvino_fp32, *rounded, EngineName.openvino_int8]
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from detectors.artifact import Manifest, describe, sealed, write_json
@@ -44,7 +45,10 @@ def write(model: Path, manifest: Manifest, name: EngineName, fill: Callable[[Pat
 
 def discard(model: Path, key: str) -> None:
     """Take an export away, if it is there."""
-    shutil.rmtree(model / ENGINES / key, ignore_errors=True)
+    folder = model / ENGINES / key
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # others are left
+        folder.parent.rmdir()
 
 
 def find(model: Path, manifest: Manifest, key: str) -> Path:
@@ -69,6 +73,16 @@ def find(model: Path, manifest: Manifest, key: str) -> Path:
         if not (folder / file).is_file() or describe(folder / file) != described:
             raise ArtifactError(f"{folder / file} is missing, cut off or changed (its SHA-256 differs); {cure}")
     return folder
+
+
+def require(model: Path, manifest: Manifest, key: str) -> None:
+    """See that an engine is there, if it is one that is exported.
+
+    Raises:
+        ArtifactError: as `find`.
+    """
+    if "/" in key:
+        find(model, manifest, key)
 
 
 def exports(model: Path) -> list[str]:

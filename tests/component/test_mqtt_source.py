@@ -19,7 +19,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
 
-from daemon import link
+from config import schema
+from daemon import images, link
+from daemon.build import build_source
+from daemon.framing import Framing
 from daemon.link import Link, Session
 from daemon.messages import Clock, Frame, Outcome, Reply, Unreadable
 from daemon.outbox import Entry, Outbox
@@ -226,6 +229,21 @@ def test_an_image_is_judged_and_its_verdict_comes_back_with_what_was_sent_along(
     assert correlation == "order-1"
     assert json.loads(answer) == {"seq": 1, "id": capture.id, "part_id": "SN_7"}
     assert left(broker) == 0
+
+
+def test_an_image_is_shrunk_while_it_is_decoded(tmp_path: Path, broker: Broker, working: Station) -> None:
+    jpeg = cv2.imencode(".jpg", np.kron(picture(1), np.ones((4, 4, 1), np.uint8)))[1].tobytes()
+    framing, where = Framing(shrink=2, rotate=180), schema.MqttSource(type="mqtt", topic=TOPIC)
+    top = schema.Station(name="top", model=tmp_path, source=where)
+    source = build_source(top, framing, tmp_path, working.outbox, lambda *_: None, lambda: settings(broker), IDENTITY)
+    stop = Event()
+    parts = source.frames(stop)
+    publish(broker, tmp_path, jpeg)
+    frame = next(part for part in parts if part is not None)
+    assert isinstance(frame, Frame)
+    assert np.array_equal(frame.image, images.decode(jpeg, 2)[::-1, ::-1])
+    stop.set()
+    assert not any(parts)
 
 
 def test_what_is_no_image_is_answered_too(broker: Broker, working: Station, asker: Asker) -> None:

@@ -23,6 +23,9 @@ from detectors.base import ArtifactError
         (["--weight-unpicturable", "2"], "--weight-unpicturable serves puad"),
         (["--detector", "rd4ad", "--trained", "x.pth", "--steps", "3"], "--steps is for a training"),
         (["--detector", "rd4ad", "--trained", "x.pth", "--calibration-good", "x"], "leave --calibration-good out"),
+        (["--tile-overlap", "64"], "give --tile"),
+        (["--tile", "60"], "give 64 or more"),
+        (["--tile", "512", "--tile-overlap", "512"], "give 0 to 256"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_with_the_cure(options: list[str], says: str, tmp_path: Path) -> None:

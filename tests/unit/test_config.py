@@ -547,12 +547,14 @@ def test_a_fault_of_the_regions_is_told_once_with_key_and_cure(file: Path, told:
         ('crop = "0 0 10 10"', "crop", '"0 0 10 10" is no crop. Write four'),
         ("crop = [-1, 0, 10, 10]", "crop", "Give x and y from 0, width and height from 1"),
         ("crop = [0, 0, 0, 10]", "crop", "Give x and y from 0, width and height from 1"),
+        ("shrink = 3", "shrink", "3 is no such share. Write 1, 2, 4 or 8, without quotes."),
+        ("shrink = true", "shrink", "is no such share"),
         ("rotate = 45", "rotate", "45 is no such turn. Write 0, 90, 180 or 270, without quotes."),
         ('rotate = "90"', "rotate", '"90" is no such turn'),
         ("rotate = 90.0", "rotate", "is no such turn"),
         ("rotate = false", "rotate", "is no such turn"),
         ('flat_field = ""', "flat_field", "is not a path. Name a file or folder"),
-        ("flip = true", "flip", "known here: flat_field, crop, rotate"),
+        ("flip = true", "flip", "known here: shrink, flat_field, crop, rotate"),
     ],
 )
 def test_a_fault_of_the_framing_is_told_once_with_key_and_cure(file: Path, told: str, name: str, cure: str) -> None:
@@ -562,10 +564,11 @@ def test_a_fault_of_the_framing_is_told_once_with_key_and_cure(file: Path, told:
 
 
 def test_the_framing_of_a_station_is_read_and_is_plain_otherwise(file: Path) -> None:
-    assert load(file, {}).stations[0].framing == Framing(flat_field=None, crop=None, rotate=0)
-    file.write_text(f'{SMALLEST}[station.framing]\nflat_field = "flat.png"\ncrop = [1, 0, 30, 20]\nrotate = 270\n')
+    assert load(file, {}).stations[0].framing == Framing(shrink=1, flat_field=None, crop=None, rotate=0)
+    framing = 'shrink = 2\nflat_field = "flat.png"\ncrop = [1, 0, 30, 20]\nrotate = 270\n'
+    file.write_text(f"{SMALLEST}[station.framing]\n{framing}")
     assert load(file, {}).stations[0].framing == Framing(
-        flat_field=file.parent / "flat.png", crop=(1, 0, 30, 20), rotate=270
+        shrink=2, flat_field=file.parent / "flat.png", crop=(1, 0, 30, 20), rotate=270
     )
 
 

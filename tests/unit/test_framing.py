@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.framing import DEAD, PLAIN, Crop, Framing, FramingError, Turn
+from daemon.framing import DEAD, PLAIN, Crop, Framing, FramingError, Shrink, Turn
+from daemon.images import shrunk
 from detectors.base import Image
 
 TURNS: list[Turn] = [0, 90, 180, 270]
+SHRINKS: list[Shrink] = [1, 2, 4, 8]
 
 
 def noise(height: int, width: int, seed: int, low: int = 0) -> Image:
@@ -90,6 +92,43 @@ def test_labels_are_placed_as_the_image_is_and_keep_their_values(scene: tuple[Im
     assert np.array_equal(Framing(flat, crop, turn).place(labels), Framing(None, crop, turn).apply(image)[..., 0])
 
 
+@given(scenes(), st.sampled_from(TURNS), st.sampled_from(SHRINKS))
+def test_an_image_is_shrunk_before_all_else_by_us_or_by_whoever_decoded_it(
+    scene: tuple[Image, Image, Crop], turn: Turn, shrink: Shrink
+) -> None:
+    image, flat, crop = scene
+    large = np.random.default_rng(1).integers(0, 256, (shrink * len(image), shrink * image.shape[1], 3), dtype=np.uint8)
+    framing = Framing(flat, crop, turn, shrink)
+    expected = Framing(flat, crop, turn).apply(shrunk(large, shrink))
+    assert np.array_equal(framing.apply(large), expected)
+    assert np.array_equal(framing.finish(shrunk(large, shrink)), expected)
+
+
+@pytest.mark.parametrize("crop", [None, (3, 2, 5, 4), (0, 0, 8, 6)])
+@pytest.mark.parametrize("turn", TURNS)
+def test_labels_of_a_shrunk_image_stay_fine_and_show_what_it_shows(crop: Crop | None, turn: Turn) -> None:
+    framing = Framing(crop=crop, rotate=turn, shrink=4)
+    labels = np.random.default_rng(2).integers(0, 256, (21, 30), dtype=np.uint8)  # 6 × 8 when shrunk, rounded up
+    placed = framing.place(labels).astype(np.uint8)
+    image = framing.apply(np.dstack([labels] * 3))
+    assert placed.shape == (4 * image.shape[0], 4 * image.shape[1])
+    assert np.array_equal(shrunk(np.dstack([placed] * 3), 4), image)
+    assert set(np.unique(placed)) <= set(np.unique(labels))
+
+
+def test_a_crop_outside_the_shrunk_image_is_refused_with_its_size() -> None:
+    framing = Framing(crop=(0, 0, 31, 20), shrink=2)
+    for refused in (lambda: framing.apply(noise(40, 60, 1)), lambda: framing.place(noise(40, 60, 1)[..., 0])):
+        with pytest.raises(FramingError, match=r"the image is 30×20 pixels at 1/2 of its size, but crop = \[0, 0, 31"):
+            refused()
+
+
+def test_fingerprints_from_before_images_were_shrunk_still_hold() -> None:
+    assert Framing(crop=(1, 2, 3, 4), rotate=90).fingerprint == "af45a61eb71e"
+    flat = np.full((4, 5, 3), 200, np.uint8)
+    assert Framing(flat, (1, 0, 3, 4), 180).fingerprint == "9c662faeb66b"
+
+
 def test_the_plain_framing_gives_the_image_back() -> None:
     image = noise(4, 5, 1)
     assert PLAIN.is_plain
@@ -113,9 +152,12 @@ def test_whatever_changes_images_changes_the_fingerprint(scene: tuple[Image, Ima
         Framing(other),
         Framing(flat, crop),
         Framing(flat, crop, 90),
+        Framing(shrink=2),
+        Framing(shrink=4),
+        Framing(flat, crop, 90, 2),
     ]
     assert len({framing.fingerprint for framing in framings}) == len(framings)
-    assert replace(Framing(flat.copy(), crop, 90)).fingerprint == framings[-1].fingerprint
+    assert replace(Framing(flat.copy(), crop, 90)).fingerprint == framings[8].fingerprint
 
 
 @pytest.mark.parametrize("crop", [(50, 0, 11, 40), (0, 30, 60, 11), (60, 0, 1, 1), (0, 0, 61, 40)])

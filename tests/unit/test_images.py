@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from PIL import ImageOps
 
-from daemon.images import MAX_BYTES, MAX_PIXELS, MAX_SIDE, UndecodableError, decode, read
+from daemon.images import MAX_BYTES, MAX_PIXELS, MAX_SIDE, UndecodableError, decode, read, shrunk
 from detectors.base import Image
 
 PART = np.random.default_rng(7).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -44,6 +45,123 @@ def reason(data: bytes) -> str:
 
 def same(image: Image, expected: NDArray[np.uint8]) -> bool:
     return image.dtype == np.uint8 and image.flags.writeable and np.array_equal(image, expected)
+
+
+def pillows(data: bytes, shrink: int = 1) -> Image:
+    """What Pillow alone makes of a file; a JPEG by scaled decoding."""
+    with Pillow.open(BytesIO(data)) as picture:
+        if shrink > 1:
+            picture.draft(None, (picture.width // shrink, picture.height // shrink))
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+
+
+def wavy(height: int, width: int, seed: int) -> Image:
+    """An image with edges, gradients and noise, as a JPEG finds them hard."""
+    waves = np.sin(np.arange(height)[:, None] / 5) * np.cos(np.arange(width) / 3 + seed) * 90 + 120
+    noise = np.random.default_rng(seed).normal(0, 20, (height, width, 3))
+    return np.clip(waves[..., None] * (1.0, 0.8, 1.1) + noise, 0, 255).astype(np.uint8)
+
+
+SAMPLINGS = {"4:4:4": 0x111111, "4:2:2": 0x211111, "4:2:0": 0x221111, "4:4:0": 0x121111, "4:1:1": 0x411111}
+
+
+@st.composite
+def jpegs(draw: st.DrawFn) -> bytes:
+    pixels = wavy(draw(st.integers(8, 70)), draw(st.integers(8, 70)), draw(st.integers(0, 99)))
+    quality = draw(st.integers(30, 100))
+    if draw(st.booleans()):  # OpenCV writes any sampling, but no EXIF
+        sampling = SAMPLINGS[draw(st.sampled_from(sorted(SAMPLINGS)))]
+        options = {cv2.IMWRITE_JPEG_SAMPLING_FACTOR: sampling, cv2.IMWRITE_JPEG_QUALITY: quality}
+        options[cv2.IMWRITE_JPEG_PROGRESSIVE] = draw(st.integers(0, 1))
+        options[cv2.IMWRITE_JPEG_RST_INTERVAL] = draw(st.integers(0, 3))
+        return encoded(".jpg", pixels, *[number for option in options.items() for number in option])
+    exif = Pillow.Exif()
+    exif[0x0112] = draw(st.integers(0, 9))
+    mode = draw(st.sampled_from(["L", "RGB", "CMYK"]))
+    more = {"keep_rgb": True} if mode == "RGB" and draw(st.booleans()) else {}
+    picture = Pillow.fromarray(pixels).convert(mode)
+    return saved(picture, "JPEG", quality=quality, progressive=draw(st.booleans()), exif=exif, **more)
+
+
+@settings(deadline=None)
+@given(jpegs(), st.sampled_from([1, 2, 4, 8]))
+def test_every_jpeg_has_the_pixels_that_pillow_gives_it_whole_and_shrunk(data: bytes, shrink: int) -> None:
+    assert same(decode(data, shrink), pillows(data, shrink))
+
+
+@settings(max_examples=200, deadline=None)
+@given(jpegs(), st.data())
+def test_a_damaged_jpeg_has_the_pixels_that_pillow_gives_it_or_none(data: bytes, drawn: st.DataObject) -> None:
+    damaged = bytearray(data)
+    for _ in range(drawn.draw(st.integers(1, 3))):
+        damaged[drawn.draw(st.integers(2, len(data) - 1))] = drawn.draw(st.integers(0, 255))
+    try:
+        image = decode(bytes(damaged))
+    except UndecodableError:
+        return
+    assert same(image, pillows(bytes(damaged)))
+
+
+@pytest.mark.parametrize("shrink", [1, 4])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 2}, {"quality": 100}], ids=str
+)
+def test_a_jpeg_cut_off_at_whatever_byte_is_refused_as_cut_off(options: dict[str, object], shrink: int) -> None:
+    data = saved(Pillow.fromarray(wavy(33, 41, 1)), "JPEG", **options)
+    for kept in range(1, len(data)):
+        with pytest.raises(UndecodableError, match="cut off"):
+            decode(data[:kept], shrink)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA"])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 61])
+def test_every_bmp_has_the_pixels_that_pillow_gives_it(mode: str, width: int) -> None:
+    data = saved(Pillow.fromarray(wavy(9, width, 2)).convert(mode), "BMP")
+    assert same(decode(data), pillows(data))
+
+
+def test_a_bmp_that_begins_with_its_uppermost_row_is_read() -> None:
+    data = bytearray(saved(Pillow.fromarray(PART), "BMP"))
+    data[22:26] = struct.pack("<i", -PART.shape[0])
+    assert same(decode(bytes(data)), PART[::-1])
+
+
+def test_a_bmp_cut_off_at_whatever_byte_is_refused_as_cut_off() -> None:
+    data = saved(Pillow.fromarray(PART[:9, :12]), "BMP")
+    for kept in range(1, len(data)):
+        assert "cut off" in reason(data[:kept])
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 4, 8]))
+def test_a_shrunk_pixel_is_the_mean_of_those_it_covers(height: int, width: int, shrink: int) -> None:
+    image = wavy(height, width, 3)
+    whole = np.pad(image, ((0, -height % shrink), (0, -width % shrink), (0, 0)), mode="edge").astype(float)
+    blocks = whole.reshape(whole.shape[0] // shrink, shrink, whole.shape[1] // shrink, shrink, 3)
+    small = shrunk(image, shrink)
+    assert small.shape == (-(-height // shrink), -(-width // shrink), 3)
+    assert np.abs(small - blocks.mean(axis=(1, 3))).max() <= 0.5 + 1e-4
+    assert shrunk(image, 1) is image
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_all_but_a_jpeg_are_shrunk_by_their_means(kind: str, shrink: int) -> None:
+    assert same(decode(saved(Pillow.fromarray(PART), kind), shrink), shrunk(PART, shrink))
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+@pytest.mark.parametrize("shape", [(49, 63), (5, 64), (7, 6), (1, 1)])
+def test_a_shrunk_jpeg_is_as_large_as_any_other_and_much_the_same(shape: tuple[int, int], shrink: int) -> None:
+    pixels = np.dstack([np.add.outer(np.arange(shape[0]), np.arange(shape[1])).astype(np.uint8) + 60] * 3)
+    small = decode(saved(Pillow.fromarray(pixels), "JPEG", quality=95), shrink)
+    expected = shrunk(pixels, shrink)
+    assert small.shape == expected.shape
+    assert np.abs(small.astype(int) - expected).max() <= 8
+
+
+def test_a_jpeg_is_decoded_at_its_shrunk_size_and_never_whole() -> None:
+    data = saved(Pillow.fromarray(wavy(64, 64, 4)), "JPEG")
+    assert not np.array_equal(decode(data, 2), shrunk(decode(data), 2))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
@@ -261,5 +379,6 @@ def test_read_gives_what_decode_gives_and_lets_a_missing_file_be_missing(tmp_pat
     path = tmp_path / "part.png"
     path.write_bytes(saved(Pillow.fromarray(PART), "PNG"))
     assert same(read(path), PART)
+    assert same(read(path, 2), shrunk(PART, 2))
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "none.png")

@@ -38,6 +38,16 @@ def test_an_image_of_the_camera_is_framed_and_a_framed_one_taken_as_it_is(raw: P
     assert (lens.fingerprint(raw), lens.fingerprint(framed)) == ("", FRAMING.fingerprint)
 
 
+def test_a_jpeg_is_shrunk_while_it_is_decoded_as_the_daemon_does_and_its_copy_says_so(tmp_path: Path) -> None:
+    raw, copy, framing = tmp_path / "raw.jpg", tmp_path / "copy.png", Framing(crop=(4, 2, 20, 15), shrink=2)
+    Pillow.fromarray(PART).save(raw)
+    expected = images.read(raw, 2)[2:17, 4:24]
+    lens.frame(raw, framing, copy)
+    seen = Lens(framing.fingerprint, framing)
+    assert np.array_equal(seen.read(raw), expected)
+    assert np.array_equal(seen.read(copy), expected)
+
+
 def test_an_image_that_was_framed_otherwise_is_refused(framed: Path) -> None:
     with pytest.raises(
         DatasetError, match=f"framed otherwise than now .{FRAMING.fingerprint}, now {OTHER.fingerprint}"
@@ -98,6 +108,14 @@ def test_a_mask_goes_where_its_image_goes(tmp_path: Path) -> None:
     assert np.argwhere(read_mask(tmp_path / "mask.png", (48, 64)))[0].tolist() == [0, 0]
     with pytest.raises(DatasetError, match=r"mask\.png: the image is 64×48"):
         read_mask(tmp_path / "mask.png", (9, 9), Framing(crop=(0, 0, 65, 1)))
+
+
+def test_a_mask_of_an_image_that_is_shrunk_keeps_its_smallest_defect(tmp_path: Path) -> None:
+    labels = np.zeros((48, 64), np.uint8)
+    labels[13, 22] = 1
+    Pillow.fromarray(labels).save(tmp_path / "mask.png")
+    framing = Framing(crop=(4, 2, 8, 10), shrink=4)
+    assert np.argwhere(read_mask(tmp_path / "mask.png", (10, 8), framing)).tolist() == [[13 // 4 - 2, 22 // 4 - 4]]
 
 
 def test_a_region_that_is_cut_away_is_none(tmp_path: Path) -> None:

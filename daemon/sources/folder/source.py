@@ -79,6 +79,7 @@ class FolderSource:
         skip_duplicates: whether to put away, without a verdict, a file whose content is that of one of the last
             `DUPLICATES` readable parts since the start.
         duplicate: is told of each such, in the thread that runs `frames`.
+        shrink: at which share of their size images are decoded, 1/shrink (see `images.decode`).
 
     Raises:
         ValueError: the pattern is none, in words for an operator.
@@ -100,6 +101,7 @@ class FolderSource:
         sidecar: bool = False,
         skip_duplicates: bool = False,
         duplicate: Callable[[], None] = _nobody,
+        shrink: int = 1,
     ) -> None:
         self._station = station
         self._path = path
@@ -114,6 +116,7 @@ class FolderSource:
         self._sidecar = sidecar
         self._skip_duplicates = skip_duplicates
         self._duplicate = duplicate
+        self._shrink = shrink
         self._last_id = ULID.from_int(0)
         self._held: dict[str, Claim] = {}  # handed over and not put away, by id
         self._settled: dict[str, str | None] = {}  # the failure or None of those that are to be put away
@@ -322,7 +325,7 @@ class FolderSource:
             else:
                 if fault:
                     self._warn_of_sidecar(name, fault)
-        decoded = _decode(path)
+        decoded = _decode(path, self._shrink)
         if isinstance(decoded, str):
             return _Content(decoded, label, sidecar) if final else None
         return _Content(decoded, label, sidecar, _digest(path) if self._skip_duplicates else b"")
@@ -463,14 +466,14 @@ class _Arrival:
         self.tries += 1
 
 
-def _decode(path: Path) -> Image | str:
+def _decode(path: Path, shrink: int = 1) -> Image | str:
     """The image, or why there is none.
 
     Raises:
         FileNotFoundError: the file is gone.
     """
     try:
-        return images.read(path)
+        return images.read(path, shrink)
     except FileNotFoundError:
         raise
     except images.UndecodableError as error:
