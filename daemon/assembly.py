@@ -52,6 +52,8 @@ from daemon.requests import Action
 from daemon.sinks.delivery import Board
 from daemon.sinks.mqtt import Commands, StationSink
 from detectors.base import Detector
+from detectors.devices import leave_cores
+from detectors.engines.base import REFERENCE
 
 log = structlog.get_logger()
 
@@ -107,6 +109,8 @@ class Assembly:
         self.sinks: dict[str, StationSink] = {}
         self.stations = {station.name: self._build(station) for station in settings.stations}
         self.groups = {group.name: self._build_group(group) for group in settings.groups}
+        if not any(detector.engine.startswith(REFERENCE) for detector in self._detectors.values()):
+            leave_cores()
         self._in_use = True
 
     def broker(self) -> Broker:

@@ -40,6 +40,7 @@ from detectors.devices import choose
 from detectors.engines.base import REFERENCE, Comparison, EngineName, Start, key
 from detectors.engines.start import export, starter
 from detectors.preprocess import Preprocess
+from detectors.tiling import TiledDetector, Tiling, pieces, tiling_of
 
 CALIBRATION = "calibration.json"
 
@@ -202,6 +203,8 @@ def build_detector(
     manifest = artifact.read_manifest(folder)
     start = starter(folder, manifest, engine, choose(device, threads), threads)
     detector = _family(folder, manifest).load(folder, manifest, start)
+    if (tiling := _tiling(folder, manifest)) is not None:
+        detector = TiledDetector(detector, tiling)
     detector.predict([np.zeros((256, 256, 3), np.uint8)])  # so that the first part does not pay for lazy initialisation
     return detector if rule.is_plain else RegionDetector(detector, rule)
 
@@ -215,7 +218,8 @@ def export_engine(folder: Path, engine: EngineName, good: Iterable[Image]) -> st
     manifest = artifact.read_manifest(folder)
     family = _family(folder, manifest)
     preprocess = family.preprocess_of(manifest)
-    pictures = [preprocess.resize([image]) for image in good]
+    tiling = _tiling(folder, manifest)
+    pictures = [preprocess.resize([piece]) for image in good for piece in pieces(image, tiling)]
     return export(folder, manifest, engine, family.load_comparison(folder, manifest), pictures)
 
 
@@ -242,6 +246,11 @@ class Family(Protocol):
 
     def preprocess_of(self, manifest: artifact.Manifest) -> Preprocess:
         """What is done to its images."""
+
+
+def _tiling(folder: Path, manifest: artifact.Manifest) -> Tiling | None:
+    with artifact.usable(folder, manifest):
+        return tiling_of(manifest.settings)
 
 
 def _family(folder: Path, manifest: artifact.Manifest) -> Family:

@@ -25,6 +25,14 @@ def choose(device: str, threads: int = 0) -> str:
     return "cuda" if present and device != "cpu" else "cpu"
 
 
+def leave_cores() -> None:
+    """Let PyTorch use one thread, where another engine runs the networks: its pool would spin beside that one's.
+
+    Holds for threads that are started from now on, and for this one.
+    """
+    torch.set_num_threads(1)
+
+
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """What a GPU says of itself. `used_bytes` is of all programs; `celsius` is None where nobody knows."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from detectors.base import ArtifactError
 from detectors.engines.base import Compared, Comparison, EngineName
@@ -28,29 +27,39 @@ class Eager:
         return compared.found
 
 
+HOW: dict[str, Any] = {
+    "freezing": True,  # weights are laid out once
+    "cpp_cache_precompile_headers": False,  # they would lie outside the cache, 150 MB, made anew after each restart
+}
+
+
 class Compiled:
     """Kernels made for this CPU as the engine starts. Satisfies `Engine`. Pictures are compared one by one.
 
-    A start takes 10 to 40 s, and some 3 s once the kernels lie in the compiler's cache, TORCHINDUCTOR_CACHE_DIR.
-    OpenVINO is as fast, and starts sooner: this one is for where it cannot be installed.
+    A first start takes one to three minutes, the next ones some ten seconds if the kernels are in the compiler's
+    cache, TORCHINDUCTOR_CACHE_DIR. OpenVINO is as fast and starts sooner: this is for where it cannot be installed.
     """
 
     device = torch.device("cpu")
 
     def __init__(self, comparison: Comparison, name: EngineName, size: int) -> None:
+        from torch._dynamo.exc import TorchDynamoException  # the compiler loads slowly, and the reference needs none
+
         networks = folded(comparison)
         if name is EngineName.compiled_bf16:
             networks.round_networks()
         self.label = f"{name} torch {torch.__version__} cpu"
-        self._compare: Any = torch.compile(channels_last(networks), dynamic=False, options={"freezing": True})
+        self._compare: Any = torch.compile(channels_last(networks), dynamic=False, options=HOW)
         try:
             with warnings.catch_warnings(action="ignore"):  # what a compiler says to programmers
                 self(torch.zeros(1, 3, size, size, dtype=torch.uint8))
         except TorchDynamoException as error:
+            lines = str(error).splitlines()
+            fault = next((line for line in lines if " error: " in line), lines[0])
             raise ArtifactError(
-                f"{name} could not be compiled: {error!s:.300}; it needs a C++ compiler and Python's headers (Debian: "
-                "apt install g++ python3-dev) and a TORCHINDUCTOR_CACHE_DIR that can be written; or export another "
-                f"engine, {EngineName.openvino_fp32} needs neither"
+                f"{name} could not be compiled: {fault:.300}; it needs a C++ compiler and Python's headers (Debian: "
+                "apt install g++ python3-dev) and room in TORCHINDUCTOR_CACHE_DIR; or choose another engine, "
+                f"{EngineName.openvino_fp32} needs none of this"
             ) from error
 
     @torch.inference_mode()

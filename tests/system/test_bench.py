@@ -113,10 +113,7 @@ def test_the_whole_path_is_measured_with_the_real_daemon(inspectd: Run, model: P
 
 def test_the_whole_path_of_a_model_without_a_calibration_is_refused(inspectd: Run, model: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
-    bare.mkdir()
-    for file in model.iterdir():
-        if file.is_file() and not file.name.startswith("calibration"):
-            (bare / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(model, bare, ignore=shutil.ignore_patterns("calibration*"))
     done = inspectd("bench", "--model", bare, "--whole-path")
     assert done.returncode == 78
     assert "calibrat" in done.stderr

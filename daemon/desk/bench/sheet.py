@@ -53,6 +53,8 @@ def notes(report: Report) -> Iterator[str]:
     )
     if any(name not in report.plan.engines for name in report.records):
         yield "anomalib's weights are untrained: speed does not depend on them, and its scores mean nothing here."
+    elif report.plan.peer is not None:
+        yield f"anomalib is not measured: nothing is compared with {report.manifest.detector}."
     yield from (f"failed: {fault}" for fault in report.faults)
 
 
