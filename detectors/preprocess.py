@@ -39,7 +39,8 @@ class Preprocess:
 
     def standardise(self, shares: Tensor) -> Tensor:
         """N×3×size×size, 0…1, perhaps with something painted in → normalised, on the same device."""
-        mean, std = (torch.tensor(v, device=shares.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        # Filled, not copied from the CPU, which a CUDA graph could not capture.
+        mean, std = (torch.stack([shares.new_full((1, 1), v) for v in values]) for values in (self.mean, self.std))
         return (shares - mean) / std
 
     def _resize(self, image: Image) -> Tensor:

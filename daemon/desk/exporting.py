@@ -1,5 +1,6 @@
 """`inspectd export`: a faster engine for a model, let in only if it judges as the reference does."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -78,8 +79,9 @@ def export(
     """Find the fastest engine that judges as the reference does, and calibrate through it.
 
     Each engine scores good parts that did not train the model, and bad parts if there are any, beside the reference.
-    One that changes verdicts, or the order of scores, beyond the limits is refused. Where a calibration is in force, the
-    new one is a proposal that waits for `inspectd calibrations accept`. The daemon runs what a calibration was made with.
+    One that changes verdicts, or the order of scores, beyond the limits is refused. Where a calibration is in force,
+    the new one is a proposal that waits for `inspectd calibrations accept`. The daemon runs what its calibration was
+    made with.
     """
     from daemon.build import export_engine, export_onnx
     from detectors.artifact import read_manifest
@@ -112,13 +114,17 @@ def export(
         tried = [_Tried(REFERENCE, REFERENCE, ms, None, "")]
         for name in names:
             bar.update(task, note=name.value)
-            key = export_engine(target.model, name, ranges)
-            scores, ms = _score(target.detector_by(key), parts, how, bar)
+            try:
+                key = export_engine(target.model, name, ranges)
+                scores, ms = _score(target.detector_by(key), parts, how, bar)
+            except ArtifactError as error:  # it cannot run here, and others may
+                tried.append(_Tried(name, "", math.inf, None, str(error)))
+                continue
             parity = compare(reference, scores)
             tried.append(_Tried(name, key, ms, parity, "; ".join(parity.faults)))
     out.print(_table(tried))
     chosen = min((one for one in tried if not one.why), key=lambda one: one.ms)
-    _prune(target, {one.key for one in tried} - before - {chosen.key})
+    _prune(target, {*store.exports(target.model)} - before - {chosen.key})
     if chosen.parity is None:
         raise ArtifactError(f"{target.model}: no engine is both faster than the reference and like it; it stays")
     out.print(f"Taken: {chosen.key}, {chosen.parity}", markup=False, soft_wrap=True)
@@ -149,7 +155,7 @@ def _prune(target: Target, unused: set[str]) -> None:
     """Take away the exports that were only tried."""
     from detectors.engines import store
 
-    for key in unused - {REFERENCE}:
+    for key in unused:
         store.discard(target.model, key)
 
 
@@ -159,6 +165,9 @@ def _table(tried: Sequence[_Tried]) -> Table:
         table.add_column(heading, justify="left" if heading in {"engine", ""} else "right", no_wrap=heading != "")
     reference = tried[0]
     for one in tried:
+        if not one.key:
+            table.add_row(one.name, "", "", "", "", "", "", one.why)
+            continue
         speed = [f"{one.ms:.1f}", f"{reference.ms / one.ms:.2f}"]
         if one.parity is None:
             known = next((t.parity.reference_auroc for t in tried if t.parity), None)

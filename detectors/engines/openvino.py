@@ -44,7 +44,13 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = core.compile_model(core.read_model(folder / FILE), "CPU", settings)
+        try:
+            compiled = core.compile_model(core.read_model(folder / FILE), "CPU", settings)
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"OpenVINO {version('openvino')} cannot run this model's {name} on this CPU "
+                f"({' '.join(str(error).split()):.300}); export another engine"
+            ) from error
         self.label = f"{key} openvino {version('openvino')} cpu"
         self._request = compiled.create_infer_request()
         self._outputs = range(len(compiled.outputs))
@@ -125,7 +131,7 @@ def _quantise(network: Any, pictures: Sequence[Tensor], rounded: set[str]) -> An
 
         nncf.set_log_level(logging.ERROR)
         layers = [layer for layer in network.get_ordered_ops() if _computes(layer)]
-        exact = [layer.get_friendly_name() for layer in layers if _sees_pixels(layer)]
+        exact = [layer.get_friendly_name() for layer in layers if _sees_pixels(layer) or _compares(layer)]
         exact += [name for layer in layers if (name := layer.get_friendly_name()) not in rounded]
         return nncf.quantize(
             network,
@@ -158,6 +164,11 @@ def _layers_above(layer: Any) -> Iterator[Any]:
 def _sees_pixels(layer: Any) -> bool:
     """Whether it is a convolution, and there is none between it and the pixels."""
     return _convolves(layer) and not any(map(_convolves, _layers_above(layer)))
+
+
+def _compares(layer: Any) -> bool:
+    """Whether it is a step of a cosine: between the networks, or in the gate of a skip."""
+    return layer.get_type_name() in {"Divide", "Multiply", "ReduceL2", "ReduceSum", "Maximum", "Power", "Sqrt"}
 
 
 def _convolves(layer: Any) -> bool:

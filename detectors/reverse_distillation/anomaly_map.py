@@ -27,8 +27,8 @@ class AnomalyMap(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Three distances N×h×w → N×size×size, 0 (alike) … 6 (opposite at every level)."""
         spreads = [self.get_buffer(f"spread{level}") for level in range(1, len(levels) + 1)]
-        maps = [spread @ distance @ spread.T for spread, distance in zip(spreads, levels, strict=True)]
-        return torch.stack(maps).sum(dim=0)
+        tall = torch.cat([spread @ distance for spread, distance in zip(spreads, levels, strict=True)], dim=-1)
+        return tall @ torch.cat(spreads, dim=1).T  # one product sums the levels
 
 
 def distances(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[Tensor]:

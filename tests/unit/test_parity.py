@@ -85,6 +85,6 @@ def test_noise_lowers_the_rank_and_moves_scores(noise: float, seed: int) -> None
 
 def test_one_sentence_tells_it_on_the_card() -> None:
     assert str(compare(REFERENCE, shifted(0.04))) == (
-        "of 150 parts 0 other verdicts than by the reference, rank correlation 1.0000, scores moved by 10.2% of the way "
-        "to the threshold (median), image AUROC 1.0000 against 1.0000"
+        "of 150 parts 0 other verdicts than by the reference, rank correlation 1.0000, scores moved by 10.2% of the "
+        "way to the threshold (median), image AUROC 1.0000 against 1.0000"
     )

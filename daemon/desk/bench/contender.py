@@ -63,9 +63,13 @@ def play(order: dict[str, Any], out: TextIO) -> None:
 def _ours(order: dict[str, Any]) -> Callable[[], Player]:
     from daemon import images
     from daemon.build import build_detector
+    from detectors.devices import leave_cores
+    from detectors.engines.base import REFERENCE
 
     def load() -> Player:
         detector = build_detector(Path(order["model"]), order["device"], engine=order["engine"])
+        if not detector.engine.startswith(REFERENCE):
+            leave_cores()  # as the daemon does
         return Player(
             detector.engine,
             lambda file: images.read(Path(file)),
