@@ -253,15 +253,18 @@ def _tiling(folder: Path, manifest: artifact.Manifest) -> Tiling | None:
         return tiling_of(manifest.settings)
 
 
-def _family(folder: Path, manifest: artifact.Manifest) -> Family:
+def _name(folder: Path, manifest: artifact.Manifest) -> DetectorName:
     try:
-        name = DetectorName(manifest.detector)
+        return DetectorName(manifest.detector)
     except ValueError:
         raise ArtifactError(
             f"{folder} was trained by the detector {manifest.detector!r}, which this version does not know; "
             "install the version that trained it, or train again"
         ) from None
-    match name:
+
+
+def _family(folder: Path, manifest: artifact.Manifest) -> Family:
+    match _name(folder, manifest):
         case DetectorName.gsk_rd4ad | DetectorName.sk_rd4ad | DetectorName.rd4ad | DetectorName.rdpp:
             from detectors.reverse_distillation import detector as reverse_distillation
 
@@ -298,9 +301,11 @@ def fingerprint_of(folder: Path) -> str:
     """The fingerprint of the model in `folder`, which is not loaded.
 
     Raises:
-        ArtifactError: there is no model.
+        ArtifactError: there is no model, or none that this version knows.
     """
-    return artifact.read_manifest(folder).fingerprint
+    manifest = artifact.read_manifest(folder)
+    _name(folder, manifest)
+    return manifest.fingerprint
 
 
 def load_calibration(folder: Path, detector: Detector) -> Calibration:

@@ -45,9 +45,9 @@ class Target:
     @property
     def fingerprint(self) -> str:
         """The model's."""
-        from detectors import artifact
+        from daemon.build import fingerprint_of
 
-        return artifact.read_manifest(self.model).fingerprint
+        return fingerprint_of(self.model)
 
     def in_force(self) -> Calibration | None:
         """The calibration of this model, under whatever rule; None where there is none, or only another model's.

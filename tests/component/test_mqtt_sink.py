@@ -742,7 +742,8 @@ def test_a_verdict_that_breaks_each_connection_is_put_aside_and_those_in_flight_
         assert working.outbox.quarantined("top") == 1
         assert set(numbers_of(broker)) == set(range(1, 31))
         assert broker.of("event")[0]["first_seq"] == 1
-        assert 2 <= numbers_of(broker).count(1) <= 3
+        # A connection that breaks while the next is being published says nothing of the first, which goes once more.
+        assert 2 <= numbers_of(broker).count(1) <= 4
 
 
 def test_a_broker_that_closes_the_connection_at_every_verdict_is_not_put_down_to_the_verdicts(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def ours(model: Path, engine: str = "torch") -> dict[str, str]:
 @pytest.mark.skipif(
     find_spec("openvino") is None, reason="OpenVINO is not installed (pip install 'inspectd[openvino]')"
 )
+@pytest.mark.long
 def test_two_engines_compete_and_the_table_and_the_json_are_complete(
     inspectd: Run, data: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_contender_that_says_nothing_is_ended_after_a_while(model: Path, tmp_p
 
 
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed (apt-get install mosquitto)")
+@pytest.mark.long
 def test_the_whole_path_is_measured_with_the_real_daemon(inspectd: Run, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     done = inspectd("bench", "--model", model, "--rounds", "1", "--engine", "torch", "--whole-path", "--json", file)

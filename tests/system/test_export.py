@@ -115,6 +115,7 @@ def test_an_engine_that_judges_otherwise_is_refused_and_nothing_changes(
     assert not store.proposal(mine / "calibration.json").exists()
 
 
+@pytest.mark.long
 def test_a_calibration_can_be_taken_back_with_its_engine(exported: Path, tmp_path: Path, inspectd: Run) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(exported, mine)
