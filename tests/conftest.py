@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 POOL = "ThreadPoolExecutor"
-"""Threads of exporters' libraries, which keep their pools; nothing here uses one."""
+"""Threads of exporters' libraries, which keep their pools; ours have names, or end with their block."""
 
 
 @pytest.fixture(autouse=True)
