@@ -109,7 +109,8 @@ ifeq ($(DESTDIR),)
 	    esac; done
 endif
 	@install -d $(UNITS)/systemd/system $(UNITS)/sysusers.d $(UNITS)/tmpfiles.d $(DESTDIR)$(PREFIX)/docs
-	@install -m 644 systemd/inspectd.service systemd/inspectd@.service systemd/inspectd.target $(UNITS)/systemd/system
+	@install -m 644 systemd/inspectd.service systemd/inspectd@.service systemd/inspectd.target systemd/inspectd.slice \
+	  $(UNITS)/systemd/system
 	@install -m 644 systemd/inspectd.sysusers $(UNITS)/sysusers.d/inspectd.conf
 	@install -m 644 systemd/inspectd.tmpfiles $(UNITS)/tmpfiles.d/inspectd.conf
 	@install -m 644 config/inspectd.toml systemd/inspectd-gpu.conf systemd/inspectd-usb.conf $(DESTDIR)$(PREFIX)
@@ -129,7 +130,8 @@ uninstall:
 	  systemctl disable --quiet inspectd.service inspectd@.service; fi 2>/dev/null || true
 	@rm -rf $(PREFIX)/.venv $(PREFIX)/venv-* $(PREFIX)/docs $(PREFIX)/inspectd.toml $(PREFIX)/inspectd-*.conf \
 	  $(UNITS)/systemd/system/inspectd.service $(UNITS)/systemd/system/inspectd@.service \
-	  $(UNITS)/systemd/system/inspectd.target $(UNITS)/sysusers.d/inspectd.conf $(UNITS)/tmpfiles.d/inspectd.conf
+	  $(UNITS)/systemd/system/inspectd.target $(UNITS)/systemd/system/inspectd.slice \
+	  $(UNITS)/sysusers.d/inspectd.conf $(UNITS)/tmpfiles.d/inspectd.conf
 	@if [ -d $(PREFIX) ]; then rmdir --ignore-fail-on-non-empty $(PREFIX); fi
 	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "Uninstalled. Yours to delete: /etc/inspectd, /srv/inspectd, /etc/credstore/inspectd*, /var/lib/private/inspectd"

@@ -96,6 +96,7 @@ class Assembly:
     def __init__(self, settings: Settings, outbox: Outbox, archive: Archive | None, boot_id: str, note: Note) -> None:
         self._settings = settings
         self._config_sha256 = _digest(settings)
+        self._version = version("inspectd")  # looked up in a file, and asked for with every verdict
         self._outbox = outbox
         self._archive = archive
         self._boot_id = boot_id
@@ -380,7 +381,7 @@ class Assembly:
         optional = {"tag/": mqtt.tags, "image/map": mqtt.maps, "image/source": mqtt.sources}
         off = tuple(leaf for leaf, wanted in optional.items() if not wanted)
         return Birth(
-            version=version("inspectd"),
+            version=self._version,
             source_kind=station.source.type,
             source_place=place_of(station.source),
             actuation_ttl_ms=int(mqtt.actuation_ttl_s * 1000),

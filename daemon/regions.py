@@ -195,13 +195,14 @@ def regions(anomaly_map: AnomalyMap, threshold: float, image_shape: tuple[int, .
     rows, columns = anomaly_map.shape
     # In double precision, as the verdict was.
     above = (anomaly_map > np.float64(threshold)) & _inside(rule, (height, width), anomaly_map.shape)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(above.view(np.uint8), connectivity=8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(above.view(np.uint8), connectivity=8)
+    values, owners = anomaly_map[above] / np.float64(threshold), labels[above]
+    sums, peaks = np.bincount(owners, values, count), np.zeros(count)
+    np.maximum.at(peaks, owners, values)
     found = []
     for label, (left, top, across, down, cells) in enumerate(stats[1:].tolist(), start=1):
         if cells * float(height * width) < rule.smallest_area_px * anomaly_map.size:
             continue
-        box = (slice(top, top + down), slice(left, left + across))
-        values = anomaly_map[box][labels[box] == label] / np.float64(threshold)
         x, y = left * width // columns, top * height // rows
         region = Region(
             x=x,
@@ -209,8 +210,8 @@ def regions(anomaly_map: AnomalyMap, threshold: float, image_shape: tuple[int, .
             width=math.ceil((left + across) * width / columns) - x,
             height=math.ceil((top + down) * height / rows) - y,
             area_px=cells * height * width / anomaly_map.size,
-            peak=float(values.max()),
-            mean=float(values.mean()),
+            peak=float(peaks[label]),
+            mean=float(sums[label]) / cells,
         )
         found.append(region)
     return sorted(found, key=lambda region: (-region.peak, region.y, region.x))

@@ -39,12 +39,16 @@ def make(order: Order, folder: Path, console: Console) -> None:
     seed = 2 * order.seed  # training and line have a seed each, for they must not share a part
     with ProcessPoolExecutor(2, get_context("spawn"), _be_modest) as pool, bar:
         task = bar.add_task("rendering", total=order.train_good + order.test_good + order.per_defect * len(KINDS))
-        jobs = [
-            pool.submit(write_dataset, folder, good=order.train_good, test_good=0, per_kind=0, seed=seed),
-            pool.submit(
-                write_dataset, folder, good=0, test_good=order.test_good, per_kind=order.per_defect, seed=seed + 1
-            ),
-        ]
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers are born so, until they are modest
+        try:
+            jobs = [
+                pool.submit(write_dataset, folder, good=order.train_good, test_good=0, per_kind=0, seed=seed),
+                pool.submit(
+                    write_dataset, folder, good=0, test_good=order.test_good, per_kind=order.per_defect, seed=seed + 1
+                ),
+            ]
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         rendering = True
         while rendering:
             rendering = bool(wait(jobs, 0.2).not_done)
@@ -55,4 +59,5 @@ def make(order: Order, folder: Path, console: Console) -> None:
 
 def _be_modest() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # else each worker prints a traceback at Ctrl-C
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     cv2.setNumThreads(1)

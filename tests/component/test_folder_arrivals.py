@@ -169,9 +169,9 @@ def arrive(way: str, folder: Path, outside: Path) -> None:
             case "linked":
                 (outside / path.name).write_bytes(data)
                 path.hardlink_to(outside / path.name)
-            case _:
+            case _:  # not by shutil.move, which sets a file's times after closing it, when it may have been taken away
                 (outside / path.name).write_bytes(data)
-                shutil.move(outside / path.name, path)
+                subprocess.run(["mv", outside / path.name, path], check=True)
 
 
 WAYS = ["written slowly", "renamed", "linked", "moved in", "moved in from another file system"]

@@ -204,6 +204,13 @@ def test_a_line_judges_parts_with_its_password_as_a_user_of_its_own(line: Line) 
         assert state.st_mode & 0o777 == 0o750
 
 
+def test_where_the_processor_is_short_all_lines_together_are_ahead_of_other_services(line: Line) -> None:
+    slices = line.machine.run("systemctl", "show", "--value", "--property=Slice", UNIT, "inspectd")
+    assert slices.stdout.split() == ["inspectd.slice"] * 2
+    weight = line.machine.run("systemctl", "show", "--value", "--property=CPUWeight", "inspectd.slice")
+    assert weight.stdout.strip() == "1000"
+
+
 def test_a_killed_line_comes_back_and_each_part_has_one_verdict(line: Line) -> None:
     with closing(Subscriber(line.port, "inspectd/#")) as listener:
         line.start()

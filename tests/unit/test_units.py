@@ -31,7 +31,7 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """The units beside each other, for a program that exists."""
-    for name in (*UNITS, "inspectd.target"):
+    for name in (*UNITS, "inspectd.target", "inspectd.slice"):
         text = (SYSTEMD / name).read_text()
         (tmp_path / name).write_text(text.replace("/opt/inspectd/.venv/bin/inspectd", sys.executable))
     return tmp_path
