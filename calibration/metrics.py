@@ -3,6 +3,8 @@
 True means bad throughout: in `labels` for a part, in masks for a pixel. A map and its mask are H×W of one
 size; sizes may differ between images. A measure that the data cannot define is NaN, not 0 or 0.5. A bad part
 whose mask is empty says nothing about places: leave it out of the pixel measures and report how many.
+
+scipy.stats and sklearn take a second to import, of which the daemon has no use: so functions do it.
 """
 
 import math
@@ -13,8 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import label
-from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import average_precision_score, precision_recall_curve
 
 AnomalyMap = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -47,6 +47,8 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: As `image_auroc`.
     """
+    from sklearn.metrics import average_precision_score
+
     good, bad = _by_label(scores, labels)
     return float(average_precision_score(*_ranked(good, bad))) if good.size and bad.size else math.nan
 
@@ -60,6 +62,8 @@ def f1_max(scores: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: As `image_auroc`.
     """
+    from sklearn.metrics import precision_recall_curve
+
     good, bad = _by_label(scores, labels)
     if not good.size or not bad.size:
         return math.nan
@@ -106,6 +110,8 @@ def bootstrap_interval(
     Raises:
         ValueError: As `image_auroc`.
     """
+    from scipy.stats import bootstrap
+
     good, bad = _by_label(scores, labels)
     if min(good.size, bad.size) < 2:  # noqa: PLR2004 -- one part has no spread
         return math.nan, math.nan
@@ -128,6 +134,8 @@ def binomial_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, 
     Raises:
         ValueError: `n` is 0, or `k` is not within 0 to `n`.
     """
+    from scipy.stats import binomtest
+
     interval = binomtest(k, n).proportion_ci(confidence, method="exact")
     return float(interval.low), float(interval.high)
 

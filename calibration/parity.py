@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
 LEAST_RANK = 0.95
 """Spearman's correlation of both engines' scores over all parts."""
@@ -36,6 +34,8 @@ class Scores:
         """How well the scores tell bad parts from good ones, 0.5 … 1; None without bad parts."""
         if not self.bad:
             return None
+        from sklearn.metrics import roc_auc_score
+
         return float(roc_auc_score([0] * len(self.good) + [1] * len(self.bad), [*self.good, *self.bad]))
 
 
@@ -91,6 +91,8 @@ def compare(reference: Scores, engine: Scores) -> Parity:
 
     A score that is no number, and scores that are all alike, make every figure that depends on them fail its limit.
     """
+    from scipy.stats import spearmanr
+
     before, after = (np.array([*one.good, *one.bad]) for one in (reference, engine))
     way = max(reference.threshold - float(np.median(reference.good)), 1e-9)
     shifts = np.abs(after - before) / way

@@ -58,6 +58,7 @@ def test_two_engines_compete_and_the_table_and_the_json_are_complete(
         assert each["beside"]["calls"] == 10
 
 
+@pytest.mark.long
 def test_an_engine_that_cannot_start_has_a_row_with_its_reason_and_the_others_go_on(
     inspectd: Run, model: Path, tmp_path: Path
 ) -> None:

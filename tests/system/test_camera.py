@@ -1,4 +1,4 @@
-"""A camera's frames through the installed program: a short time with one death each time, the whole on request."""
+"""A camera's frames through the installed program: with one death, and for a while with several."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +26,7 @@ def simulator() -> Iterator[Simulator]:
     camera.close()
 
 
+@pytest.mark.long
 def test_a_camera_that_dies_is_known_to_be_away_comes_back_by_itself_and_no_frame_is_unaccounted_for(
     tmp_path: Path, simulator: Simulator
 ) -> None:

@@ -20,9 +20,9 @@ def broken_promises(folder: Path, model: Path, parts: int, counts: dict[Kind, in
         return [f"{f.what}: {f.found}, not {f.promised}" for f in judge(plant) if f.kept is False]
 
 
-def test_a_hundred_and_twenty_parts_survive_two_kills_a_restart_and_a_freeze(tmp_path: Path, model: Path) -> None:
-    counts = {Kind.KILL: 2, Kind.RESTART: 1, Kind.FREEZE: 1}
-    assert broken_promises(tmp_path, model, 120, counts, pace_s=0.08) == []
+def test_sixty_parts_survive_a_kill_a_restart_and_a_freeze(tmp_path: Path, model: Path) -> None:
+    counts = {Kind.KILL: 1, Kind.RESTART: 1, Kind.FREEZE: 1}
+    assert broken_promises(tmp_path, model, 60, counts, pace_s=0.08) == []
 
 
 @pytest.mark.long

@@ -130,7 +130,7 @@ def test_an_image_that_cannot_be_read_stops_a_training_by_its_name(data: Path, i
 
 
 def test_training_interrupted_from_the_keyboard_goes_on_where_it_was(data: Path, inspectd: Run, tmp_path: Path) -> None:
-    command = ["train", "--good", data / "train/good", "--size", "64", "--epochs", "6"]
+    command = ["train", "--good", data / "train/good", "--size", "64", "--epochs", "3"]
     program = [str(Path(sys.executable).with_name("inspectd")), *map(str, command), "--out", str(tmp_path / "torn")]
     with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
         deadline = time.monotonic() + 90

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
+from daemon import schemas
 from daemon.contract import TOPICS
 from daemon.pipeline import PICTURE_INTERVAL_S
 from tests.brokers import Broker, Subscriber, eventually
@@ -30,10 +31,9 @@ def broker(request: pytest.FixtureRequest) -> Broker:
     return running if isinstance(running, Broker) else running()
 
 
-@pytest.fixture(scope="module")
-def schemas(inspectd: Run) -> dict[str, Any]:
-    """As a subscriber gets them: by the command."""
-    return {name: json.loads(inspectd("schema", name).stdout) for name in inspectd("schema").stdout.split()}
+def test_a_subscriber_gets_the_schemas_by_the_command(inspectd: Run) -> None:
+    assert inspectd("schema").stdout.split() == schemas.names()
+    assert inspectd("schema", "verdict").stdout.strip() == schemas.read("verdict").strip()
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def ask(port: int, action: str, cmd_id: str, args: dict[str, Any] | None = None)
 
 
 def test_every_payload_of_a_shift_follows_its_schema_by_mqtt_5_and_by_3_1_1(
-    heard: Subscriber, schemas: dict[str, Any]
+    heard: Subscriber,
 ) -> None:
     leaves = {message.leaf for message in heard.messages}
     assert leaves - {"cmd/request"} == set(TOPICS) - {"alarm/event"} | leaves & {"alarm/event"}
@@ -86,7 +86,8 @@ def test_every_payload_of_a_shift_follows_its_schema_by_mqtt_5_and_by_3_1_1(
         if kind.startswith("inspectd."):
             content = parse(message.payload)
             assert content.get("schema", kind) == kind
-            Draft202012Validator(schemas[kind.removeprefix("inspectd.").removesuffix("/1")]).validate(content)
+            name = kind.removeprefix("inspectd.").removesuffix("/1")
+            Draft202012Validator(json.loads(schemas.read(name))).validate(content)
         elif kind.startswith("image/"):
             assert cv2.imdecode(np.frombuffer(message.payload, np.uint8), cv2.IMREAD_UNCHANGED) is not None
         else:

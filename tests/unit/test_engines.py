@@ -223,10 +223,10 @@ def test_a_key_names_its_engine_and_a_label_without_one_is_the_references() -> N
     ("name", "family"),
     [
         pytest.param(EngineName.openvino_fp32, "gsk_rd4ad", marks=needs_openvino),
-        pytest.param(EngineName.openvino_fp32, "efficientad_s", marks=needs_openvino),
-        pytest.param(EngineName.openvino_fp32, "patchcore", marks=needs_openvino),
+        pytest.param(EngineName.openvino_fp32, "efficientad_s", marks=[needs_openvino, pytest.mark.long]),
+        pytest.param(EngineName.openvino_fp32, "patchcore", marks=[needs_openvino, pytest.mark.long]),
         pytest.param(EngineName.openvino_fp32, "rdpp", marks=[needs_openvino, pytest.mark.long]),
-        pytest.param(EngineName.onnxruntime_fp32, "rdpp", marks=needs_onnx),
+        pytest.param(EngineName.onnxruntime_fp32, "rdpp", marks=[needs_onnx, pytest.mark.long]),
         pytest.param(EngineName.onnxruntime_fp32, "gsk_rd4ad", marks=[needs_onnx, pytest.mark.long]),
         pytest.param(EngineName.onnxruntime_fp32, "efficientad_s", marks=[needs_onnx, pytest.mark.long]),
         pytest.param(EngineName.onnxruntime_fp32, "patchcore", marks=[needs_onnx, pytest.mark.long]),
@@ -568,6 +568,7 @@ for key in ("torch", "compiled-fp32", "compiled-bf16"):
 """
 
 
+@pytest.mark.long
 def test_a_missing_compiler_is_named_with_its_cure(tmp_path: Path) -> None:
     told = in_a_process(
         COMPILES_TINY.format(here=__file__),
