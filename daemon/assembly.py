@@ -9,6 +9,7 @@ from importlib.metadata import version
 from threading import Event
 from weakref import WeakValueDictionary
 
+import cv2
 import structlog
 
 from calibration import golden, store
@@ -112,6 +113,7 @@ class Assembly:
         self.groups = {group.name: self._build_group(group) for group in settings.groups}
         if not any(detector.engine.startswith(REFERENCE) for detector in self._detectors.values()):
             leave_cores()
+            cv2.setNumThreads(1)  # its second thread spins, too, and saves no time on what is done here
         self._in_use = True
 
     def broker(self) -> Broker:
