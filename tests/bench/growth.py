@@ -53,6 +53,7 @@ TILING = Tiling(512, 64)
 MEGAPIXELS = (0.25, 0.5, 1, 2, 3, 5, 8, 12)
 STATIONS = (1, 2, 3, 4, 5, 6, 7, 8)
 BATCHES = (1, 2, 4, 6, 8, 12, 16)
+TICKS_MS = (20, 50, 100, 200, 500)
 BACKLOGS = (10, 30, 100, 300, 1000, 2000)
 PARTS = 64
 SIDE = 256
@@ -210,7 +211,8 @@ def chart(curves: Sequence[Curve]) -> "Figure":
         else:
             axes.set_yscale("log")
             axes.margins(y=0.15)
-            axes.yaxis.set_major_formatter("{x:g}")
+            axes.set_yticks(TICKS_MS, [f"{tick:g}" for tick in TICKS_MS])
+            axes.set_yticks([], minor=True)
         if first.at[-1] / first.at[0] > 20:
             axes.set_xscale("log")
         axes.set_xticks(first.at, [f"{at:,g}" for at in first.at])
