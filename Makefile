@@ -84,6 +84,8 @@ build/bench/lite0/manifest.json: | $(INSTALLED)
 	  write_dataset(Path("build/bench/parts"), good=60, test_good=1, per_kind=1, seed=0)'
 	@$(BIN)/inspectd train --good build/bench/parts/train/good --out build/bench/lite0 --steps 40
 	@$(BIN)/inspectd export --model build/bench/lite0 --good build/bench/parts/train/good
+	@sed -n 's/^ *"id": "\(.*\)",*/\1/p' build/bench/lite0/calibration.proposed.json \
+	  | xargs -I ID $(BIN)/inspectd calibrations accept ID --model build/bench/lite0
 
 # anomalib in a place of its own, beside the same PyTorch: `make bench` then measures it too.
 bench-peers: $(INSTALLED)

@@ -19,15 +19,25 @@ MOST_SHIFT = 0.25
 A change that all parts have in common is no harm, since the threshold is chosen anew through the engine; a large one
 says that something else than rounding is at work.
 """
+LEAST_KEPT = 0.75
+"""How far spoiled parts must still rise above the same parts unspoiled, as a share of what they do by the reference.
+
+The ranges of 8-bit integers are taken of good parts, and what exceeds them is clipped: that good parts are judged alike
+says nothing of what is seen of a defect.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What one engine says of good parts and of bad ones, if there are any, and the threshold that follows."""
+    """What one engine says of good parts and of bad ones, if there are any, and the threshold that follows.
+
+    `spoiled` are those of the good parts, in their order, with a made-up defect each; nothing beside bad parts.
+    """
 
     good: Sequence[float]
     bad: Sequence[float]
     threshold: float
+    spoiled: Sequence[float] = ()
 
     @property
     def auroc(self) -> float | None:
@@ -45,7 +55,9 @@ class Parity:
 
     `shift` and `largest_shift` are the median and the largest change of a score, as shares of the way from the median
     good part to the threshold; `rank` is Spearman's correlation; `flips` counts the parts whose verdict is another,
-    each engine with its own threshold; `auroc` and `reference_auroc` are None without bad parts.
+    each engine with its own threshold; `auroc` and `reference_auroc` are None without bad parts. `kept` is how far
+    spoiled parts rise in the median, by how far they do by the reference; None where they do not rise there, or there
+    are none.
     """
 
     parts: int
@@ -55,6 +67,7 @@ class Parity:
     flips: int
     auroc: float | None
     reference_auroc: float | None
+    kept: float | None = None
 
     @property
     def faults(self) -> list[str]:
@@ -68,6 +81,9 @@ class Parity:
             f"scores moved by {self.shift:.0%} of the way to the threshold, {MOST_SHIFT:.0%} may": (
                 not self.shift <= MOST_SHIFT
             ),
+            f"spoiled parts rise {_share(self.kept)} as far, at least {LEAST_KEPT:.0%} are due": (
+                self.kept is not None and not self.kept >= LEAST_KEPT
+            ),
         }
         return [fault for fault, found in faults.items() if found]
 
@@ -78,7 +94,8 @@ class Parity:
 
     def __str__(self) -> str:
         """One sentence for the calibration card."""
-        told = "" if self.auroc is None else f", image AUROC {self.auroc:.4f} against {self.reference_auroc:.4f}"
+        told = "" if self.kept is None else f", spoiled parts rise {_share(self.kept)} as far"
+        told += "" if self.auroc is None else f", image AUROC {self.auroc:.4f} against {self.reference_auroc:.4f}"
         return (
             f"of {self.parts} parts {self.flips} other verdict{'' if self.flips == 1 else 's'} than by the reference, "
             f"rank correlation {self.rank:.4f}, scores moved by {self.shift:.1%} of the way to the threshold (median)"
@@ -106,4 +123,16 @@ def compare(reference: Scores, engine: Scores) -> Parity:
         flips=int((verdicts[0] != verdicts[1]).sum()),
         auroc=engine.auroc if sound else (0.0 if engine.bad else None),
         reference_auroc=reference.auroc,
+        kept=_kept(reference, engine),
     )
+
+
+def _kept(reference: Scores, engine: Scores) -> float | None:
+    if not reference.spoiled:
+        return None
+    seen, found = (float(np.median(np.subtract(one.spoiled, one.good))) for one in (reference, engine))
+    return found / seen if seen > 0 else None
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"

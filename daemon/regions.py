@@ -196,7 +196,7 @@ def regions(anomaly_map: AnomalyMap, threshold: float, image_shape: tuple[int, .
     # In double precision, as the verdict was.
     above = (anomaly_map > np.float64(threshold)) & _inside(rule, (height, width), anomaly_map.shape)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above.view(np.uint8), connectivity=8)
-    values, owners = anomaly_map[above] / np.float64(threshold), labels[above]
+    values, owners = anomaly_map[above] / np.float64(threshold), labels[above].astype(np.int32, copy=False)
     sums, peaks = np.bincount(owners, values, count), np.zeros(count)
     np.maximum.at(peaks, owners, values)
     found = []

@@ -19,9 +19,10 @@ from calibration.parity import Parity, Scores, compare
 from daemon.desk import dataset
 from daemon.desk.calibrating import How, asked_of, calibrate_through, not_learned
 from daemon.desk.lens import Lens
+from daemon.desk.spoiling import spotted
 from daemon.desk.target import REFERENCE, ConfigOption, ModelOption, RecipeOption, StationOption, Target, find
 from daemon.terminal import Device, DeviceOption, out, progress
-from detectors.base import ArtifactError, Detector
+from detectors.base import ArtifactError, Detector, Image
 
 RANGES = 100
 """Good parts, at most, of which the ranges of int8 are taken."""
@@ -78,8 +79,9 @@ def export(
 ) -> None:
     """Find the fastest engine that judges as the reference does, and calibrate through it.
 
-    Each engine scores good parts that did not train the model, and bad parts if there are any, beside the reference.
-    One that changes verdicts, or the order of scores, beyond the limits is refused. Where a calibration is in force,
+    Each engine scores good parts that did not train the model, and bad parts, beside the reference; where there are no
+    bad ones, the good ones with a spot painted on them. One that changes verdicts, or the order of scores, or sees less
+    of what is bad, beyond the limits is refused. Where a calibration is in force,
     the new one is a proposal that waits for `inspectd calibrations accept`. The daemon runs what its calibration was
     made with.
     """
@@ -109,7 +111,9 @@ def export(
         out.print("No image in --good has trained the model, so ranges are taken of those that calibrate it.")
     before = {*store.exports(target.model)}
     with progress() as bar:
-        task = bar.add_task("comparing", total=(1 + len(names)) * (len(parts.good) + len(parts.bad)), note=REFERENCE)
+        task = bar.add_task(
+            "comparing", total=(1 + len(names)) * (2 * len(parts.good) + len(parts.bad)), note=REFERENCE
+        )
         reference, ms = _score(target.detector_by(REFERENCE), parts, how, bar)
         tried = [_Tried(REFERENCE, REFERENCE, ms, None, "")]
         for name in names:
@@ -123,6 +127,9 @@ def export(
             parity = compare(reference, scores)
             tried.append(_Tried(name, key, ms, parity, "; ".join(parity.faults)))
     out.print(_table(tried))
+    for one in tried:
+        if one.why:
+            out.print(f"{one.name}: {one.why}", markup=False, soft_wrap=True)
     chosen = min((one for one in tried if not one.why), key=lambda one: one.ms)
     _prune(target, {*store.exports(target.model)} - before - {chosen.key})
     if chosen.parity is None:
@@ -138,17 +145,22 @@ def _some(paths: Sequence[Path]) -> list[Path]:
 
 
 def _score(detector: Detector, parts: _Parts, how: How, bar: Progress) -> tuple[Scores, float]:
-    """Score all parts, and give the median of the milliseconds that an image took."""
-    scores: list[float] = []
+    """Score all parts, and without bad ones the good ones spoiled; the median milliseconds that an image took, too."""
     took: list[float] = []
-    for path in [*parts.good, *parts.bad]:
-        image = parts.lens.read(path)
+
+    def judged(image: Image) -> float:
         began = time.perf_counter()
-        scores.append(detector.predict([image])[0].anomaly_score)
+        score = detector.predict([image])[0].anomaly_score
         took.append(time.perf_counter() - began)
         bar.advance(bar.task_ids[0])
-    good, bad = scores[: len(parts.good)], scores[len(parts.good) :]
-    return Scores(good, bad, fit(good, **asdict(how), provenance=_NOWHERE).threshold), 1000 * float(np.median(took))
+        return score
+
+    good = [judged(parts.lens.read(path)) for path in parts.good]
+    bad = [judged(parts.lens.read(path)) for path in parts.bad]
+    alike = [] if bad else parts.good
+    spoiled = [judged(spotted(parts.lens.read(path), seed)) for seed, path in enumerate(alike)]
+    threshold = fit(good, **asdict(how), provenance=_NOWHERE).threshold
+    return Scores(good, bad, threshold, spoiled), 1000 * float(np.median(took))
 
 
 def _prune(target: Target, unused: set[str]) -> None:
@@ -160,24 +172,26 @@ def _prune(target: Target, unused: set[str]) -> None:
 
 
 def _table(tried: Sequence[_Tried]) -> Table:
+    compared = [one.parity for one in tried if one.parity is not None]
+    by = "AUROC" if any(parity.auroc is not None for parity in compared) else "spoiled"
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("engine", "ms", "×", "moved", "rank", "flips", "AUROC", ""):
-        table.add_column(heading, justify="left" if heading in {"engine", ""} else "right", no_wrap=heading != "")
+    for heading in ("engine", "ms", "×", "moved", "rank", "flips", by, ""):
+        table.add_column(heading, justify="left" if heading in {"engine", ""} else "right", no_wrap=True)
     reference = tried[0]
     for one in tried:
         if not one.key:
-            table.add_row(one.name, "", "", "", "", "", "", one.why)
+            table.add_row(one.name, *[""] * 6, "cannot run")
             continue
         speed = [f"{one.ms:.1f}", f"{reference.ms / one.ms:.2f}"]
-        if one.parity is None:
-            known = next((t.parity.reference_auroc for t in tried if t.parity), None)
-            table.add_row(one.name, *speed, "", "", "", _auroc(known), "the reference")
+        if (found := one.parity) is None:
+            known = next((parity.reference_auroc for parity in compared), None)
+            table.add_row(one.name, *speed, "", "", "", _figure(known, "{:.4f}"), "reference")
             continue
-        found = one.parity
-        figures = [f"{found.shift:.1%}", f"{found.rank:.4f}", f"{found.flips} of {found.parts}", _auroc(found.auroc)]
-        table.add_row(one.name, *speed, *figures, f"refused: {one.why}" if one.why else "like it")
+        figures = [f"{found.shift:.1%}", f"{found.rank:.4f}", f"{found.flips} of {found.parts}"]
+        figures.append(_figure(found.auroc, "{:.4f}") or _figure(found.kept, "{:.0%}"))
+        table.add_row(one.name, *speed, *figures, "refused" if one.why else "like it")
     return table
 
 
-def _auroc(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

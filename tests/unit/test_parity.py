@@ -64,6 +64,25 @@ def test_bad_parts_that_are_told_worse_refuse_an_engine_that_keeps_all_verdicts(
     assert any("AUROC" in fault for fault in found.faults)
 
 
+@pytest.mark.parametrize(("rise", "kept", "refused"), [(0.7, 0.7, True), (0.8, 0.8, False), (1.3, 1.3, False)])
+def test_an_engine_that_sees_much_less_of_a_spoiled_part_is_refused_though_good_parts_are_judged_alike(
+    rise: float,
+    kept: float,
+    refused: bool,  # noqa: FBT001
+) -> None:
+    reference = Scores(GOOD, [], 1.4, [score + 1 for score in GOOD])
+    found = compare(reference, Scores(GOOD, [], 1.4, [score + rise for score in GOOD]))
+    assert found.kept == pytest.approx(kept)
+    assert any("spoiled parts rise 70% as far" in fault for fault in found.faults) == refused
+    assert f"spoiled parts rise {kept:.0%} as far" in str(found)
+
+
+def test_spoiled_parts_that_the_reference_does_not_see_say_nothing() -> None:
+    found = compare(Scores(GOOD, [], 1.4, GOOD), Scores(GOOD, [], 1.4, GOOD))
+    assert found.kept is None
+    assert not found.faults
+
+
 @pytest.mark.parametrize("broken", [[math.nan], [math.inf], [1.0]], ids=["no number", "infinite", "all alike"])
 @pytest.mark.parametrize("bad", [BAD, []], ids=["with bad parts", "good parts alone"])
 def test_an_engine_that_gives_no_scores_worth_the_name_is_refused(broken: list[float], bad: list[float]) -> None:
