@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from detectors.artifact import Manifest
 from detectors.base import ArtifactError
@@ -124,8 +125,10 @@ def _quantise(network: Any, pictures: Sequence[Tensor], rounded: set[str]) -> An
     """Round to int8 the layers of these names, but for convolutions that look at the pixels: they are few, and exact.
 
     Activations are rounded symmetrically (the preset "performance"): asymmetric ranges are clipped where an anomaly
-    exceeds what good parts show, which is just what must be seen.
+    exceeds what good parts show, which is just what must be seen. Ranges of good parts alone would clip it all the
+    same, so each picture is shown once more with a patch of what no good part has.
     """
+    shown = [*pictures, *(_patched(picture, seed) for seed, picture in enumerate(pictures))]
     with _quiet():
         import nncf
 
@@ -135,11 +138,24 @@ def _quantise(network: Any, pictures: Sequence[Tensor], rounded: set[str]) -> An
         exact += [name for layer in layers if (name := layer.get_friendly_name()) not in rounded]
         return nncf.quantize(
             network,
-            nncf.Dataset([picture.numpy() for picture in pictures]),
+            nncf.Dataset([picture.numpy() for picture in shown]),
             preset=nncf.QuantizationPreset.PERFORMANCE,
-            subset_size=len(pictures),
+            subset_size=len(shown),
             ignored_scope=nncf.IgnoredScope(names=exact, validate=False),
         )
+
+
+def _patched(picture: Tensor, seed: int) -> Tensor:
+    """1×3×S×S → a copy with a rectangle of coarse noise somewhere, each side of it 5 to 25 % of S."""
+    rng = np.random.default_rng(seed)
+    side = picture.shape[-1]
+    height, width = (max(1, int(side * rng.uniform(0.05, 0.25))) for _ in range(2))
+    top, left = (int(rng.integers(0, side - length)) for length in (height, width))
+    grains = int(rng.integers(2, 9))
+    noise = torch.from_numpy(rng.integers(0, 256, (1, 3, grains, grains), dtype=np.uint8))
+    patched = picture.clone()
+    patched[..., top : top + height, left : left + width] = functional.interpolate(noise, (height, width))
+    return patched
 
 
 def _above(outputs: Iterable[Any]) -> set[str]:

@@ -261,6 +261,20 @@ def test_an_engine_that_rounds_is_near_the_reference(
 
 
 @needs_openvino
+def test_ranges_of_good_parts_have_room_for_what_none_of_them_shows(tmp_path: Path) -> None:
+    grey = [torch.randint(120, 136, (1, 3, 64, 64), generator=chance(seed)).to(torch.uint8) for seed in range(20)]
+    engine = start(tmp_path, export(tmp_path, TINY, EngineName.openvino_int8, Tiny().eval(), grey))
+    spoiled = grey[0].clone()
+    spoiled[:, :, 20:40, 20:40] = torch.randint(0, 256, (1, 3, 20, 20), generator=chance(0)).to(torch.uint8)
+    expected, found = (float(run(spoiled)[0].std()) for run in (reference(Tiny), engine))
+    assert found == pytest.approx(expected, rel=0.1)
+
+
+def chance(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@needs_openvino
 def test_mixed_rounds_no_layer_of_the_teacher_and_no_engine_the_layers_that_see_pixels(
     made: Callable[[EngineName], tuple[Path, str]],
 ) -> None:
