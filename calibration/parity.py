@@ -74,6 +74,7 @@ class Parity:
         """Why the engine must not be used; empty if it may."""
         least = LEAST_RANK_OF_GOOD if self.auroc is None else LEAST_RANK
         lost = 0.0 if self.auroc is None or self.reference_auroc is None else self.reference_auroc - self.auroc
+        kept = 1.0 if self.kept is None else self.kept
         faults = {
             f"{self.flips} verdicts are others, {self.most_flips} may": self.flips > self.most_flips,
             f"the order of scores is another: correlation {self.rank:.3f}, at least {least}": not self.rank >= least,
@@ -81,9 +82,7 @@ class Parity:
             f"scores moved by {self.shift:.0%} of the way to the threshold, {MOST_SHIFT:.0%} may": (
                 not self.shift <= MOST_SHIFT
             ),
-            f"spoiled parts rise {_share(self.kept)} as far, at least {LEAST_KEPT:.0%} are due": (
-                self.kept is not None and not self.kept >= LEAST_KEPT
-            ),
+            f"spoiled parts rise {kept:.0%} as far, at least {LEAST_KEPT:.0%} are due": not kept >= LEAST_KEPT,
         }
         return [fault for fault, found in faults.items() if found]
 
@@ -94,7 +93,7 @@ class Parity:
 
     def __str__(self) -> str:
         """One sentence for the calibration card."""
-        told = "" if self.kept is None else f", spoiled parts rise {_share(self.kept)} as far"
+        told = "" if self.kept is None else f", spoiled parts rise {self.kept:.0%} as far"
         told += "" if self.auroc is None else f", image AUROC {self.auroc:.4f} against {self.reference_auroc:.4f}"
         return (
             f"of {self.parts} parts {self.flips} other verdict{'' if self.flips == 1 else 's'} than by the reference, "
@@ -132,7 +131,3 @@ def _kept(reference: Scores, engine: Scores) -> float | None:
         return None
     seen, found = (float(np.median(np.subtract(one.spoiled, one.good))) for one in (reference, engine))
     return found / seen if seen > 0 else None
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"

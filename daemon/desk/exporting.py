@@ -51,6 +51,11 @@ class _Parts:
     good: Sequence[Path]
     bad: Sequence[Path]
 
+    @property
+    def images(self) -> int:
+        """How many each engine scores: where no bad part is known, the good ones spoiled stand in."""
+        return len(self.good) + len(self.bad or self.good)
+
 
 def export(
     good: Annotated[
@@ -81,9 +86,8 @@ def export(
 
     Each engine scores good parts that did not train the model, and bad parts, beside the reference; where there are no
     bad ones, the good ones with a spot painted on them. One that changes verdicts, or the order of scores, or sees less
-    of what is bad, beyond the limits is refused. Where a calibration is in force,
-    the new one is a proposal that waits for `inspectd calibrations accept`. The daemon runs what its calibration was
-    made with.
+    of what is bad, beyond the limits is refused. Where a calibration is in force, the new one is a proposal that waits
+    for `inspectd calibrations accept`. The daemon runs what its calibration was made with.
     """
     from daemon.build import export_engine, export_onnx
     from detectors.artifact import read_manifest
@@ -111,9 +115,7 @@ def export(
         out.print("No image in --good has trained the model, so ranges are taken of those that calibrate it.")
     before = {*store.exports(target.model)}
     with progress() as bar:
-        task = bar.add_task(
-            "comparing", total=(1 + len(names)) * (2 * len(parts.good) + len(parts.bad)), note=REFERENCE
-        )
+        task = bar.add_task("comparing", total=(1 + len(names)) * parts.images, note=REFERENCE)
         reference, ms = _score(target.detector_by(REFERENCE), parts, how, bar)
         tried = [_Tried(REFERENCE, REFERENCE, ms, None, "")]
         for name in names:
@@ -155,10 +157,14 @@ def _score(detector: Detector, parts: _Parts, how: How, bar: Progress) -> tuple[
         bar.advance(bar.task_ids[0])
         return score
 
-    good = [judged(parts.lens.read(path)) for path in parts.good]
+    good: list[float] = []
+    spoiled: list[float] = []
+    for seed, path in enumerate(parts.good):
+        image = parts.lens.read(path)
+        good.append(judged(image))
+        if not parts.bad:
+            spoiled.append(judged(spotted(image, seed)))
     bad = [judged(parts.lens.read(path)) for path in parts.bad]
-    alike = [] if bad else parts.good
-    spoiled = [judged(spotted(parts.lens.read(path), seed)) for seed, path in enumerate(alike)]
     threshold = fit(good, **asdict(how), provenance=_NOWHERE).threshold
     return Scores(good, bad, threshold, spoiled), 1000 * float(np.median(took))
 

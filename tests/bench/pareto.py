@@ -22,6 +22,7 @@ from calibration.metrics import image_auroc
 from daemon import images
 from daemon.build import build_detector, export_engine
 from daemon.desk.charts import PALETTE, drawing
+from daemon.desk.exporting import RANGES
 from daemon.desk.training import unlearned
 from detectors.artifact import read_manifest
 from detectors.base import ArtifactError
@@ -57,13 +58,13 @@ def measure(models: Sequence[Path], data: Path) -> list[Point]:
     found, detectors = {}, {}
     for model in models:
         manifest = read_manifest(model)
+        kept = set(unlearned(model, good))
+        learned = [path for path in good if path not in kept][:RANGES]
         for name in [None, *candidates("cpu", manifest)]:
             key = REFERENCE
             if name is not None:
                 known = [one for one in store.exports(model) if one.startswith(f"{name}/")]
-                kept = set(unlearned(model, good))
-                ranges = [images.read(path) for path in good if path not in kept][:100]
-                key = known[-1] if known else export_engine(model, name, ranges)
+                key = known[-1] if known else export_engine(model, name, map(images.read, learned))
             try:
                 detector = build_detector(model, "cpu", engine=key)
             except ArtifactError as error:
@@ -136,7 +137,7 @@ def main(
     models: Annotated[list[Path], typer.Argument(help="Model folders of that category.")],
     data: Annotated[Path, typer.Option(help="Category in MVTec layout.")],
     out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("build/pareto.json"),
-    plot: Annotated[Path, typer.Option(help="Chart to write.")] = Path("docs/pareto.svg"),
+    plot: Annotated[Path | None, typer.Option(help="Chart to write, .svg or .png.")] = None,
 ) -> None:
     """Measure, print, draw."""
     points = measure(models, data)
@@ -148,7 +149,8 @@ def main(
         typer.echo(
             f"| {point.teacher} {point.size} | {point.engine} | {point.ms:.1f} | {point.image_auroc:.3f} | {mark} |"
         )
-    chart(points).savefig(plot, metadata={"Date": None} if plot.suffix == ".svg" else None)
+    if plot is not None:
+        chart(points).savefig(plot, metadata={"Date": None} if plot.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def test_both_parts_have_mean_0_and_std_1_on_held_out_good_parts_and_survive_sav
         assert (part.mean(), part.std()) == pytest.approx((0, 1), abs=1e-2)
     assert save(tmp_path, network, {}, head).detector == "puad"
     loaded = load(tmp_path, artifact.read_manifest(tmp_path), reference)
-    for one, other in zip(both, loaded.predict(held[:2]), strict=False):
+    for one, other in zip(both[:2], loaded.predict(held[:2]), strict=True):
         assert np.array_equal(one.anomaly_map, other.anomaly_map)
         assert other.anomaly_score == other.anomaly_map.max()
 

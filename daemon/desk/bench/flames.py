@@ -1,6 +1,5 @@
 """A flame graph of where a frame's time goes, by py-spy; what a library does in one call is one block."""
 
-import shlex
 import shutil
 import subprocess
 import sys
@@ -36,5 +35,5 @@ def draw(rival: Rival, file: Path) -> None:
         cure = "run it as root, or `sysctl kernel.yama.ptrace_scope=0`"
         raise PermissionError(f"py-spy could not look ({said.strip()[-200:]}); {cure}")
     title = f"{rival.name}: an image from its file to its map"
-    drawn = file.read_text(encoding="utf-8").replace(escape(shlex.join(command)), title)
+    drawn = file.read_text(encoding="utf-8").replace(escape(" ".join(command)), title)
     file.write_text(drawn, encoding="utf-8")
